@@ -1,0 +1,1 @@
+//! The client's half as a pure state machine: refs, waits, resends.

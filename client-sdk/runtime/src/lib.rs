@@ -1,0 +1,1 @@
+//! The client's I/O edge, shared by the SDKs of both languages.

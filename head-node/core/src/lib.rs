@@ -1,0 +1,1 @@
+//! The head as a pure state machine: task table, ledger, scheduler.

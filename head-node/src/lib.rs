@@ -1,0 +1,1 @@
+//! The head daemon: gRPC edge, state store, driver loop.

@@ -1,0 +1,1 @@
+//! The wire: protobuf services and messages, converted at the edge.

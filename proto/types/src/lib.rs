@@ -1,0 +1,1 @@
+//! Ids, resources and the messages between the halves, as types.

@@ -1,0 +1,1 @@
+//! The worker daemon: registration, executor supervision, device discovery.
