@@ -1,0 +1,328 @@
+//! What a client (driver or executor) and its daemon say to each other (rule T1: to exactly one daemon).
+//!
+//! Each direction is one ordered stream (rule T3). Neither side waits for a reply to anything: questions carry the id
+//! of what they ask about, and answers come when they are known.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::query::{Query, QueryReply};
+use crate::{
+    Attempt, ClientId, Failure, GpuShare, JobId, Location, NodeId, ObjectId, Outcome, Refs, ResultValue,
+    SegmentId, TaskId, TaskSpec, Value,
+};
+
+/// The first message of a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientHello {
+    /// [`crate::PROTOCOL_VERSION`] of the client.
+    pub protocol: u32,
+    /// The cluster's secret.
+    pub token: String,
+    /// Random, made by the process.
+    pub client: ClientId,
+    /// The process.
+    pub pid: u32,
+    /// What it is.
+    pub kind: ClientKind,
+    /// Whether it can map the daemon's segments (it came by Unix socket).
+    pub shares_memory: bool,
+}
+
+/// What a client is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientKind {
+    /// A program of a user; it brings a job.
+    Driver {
+        /// Random.
+        job: JobId,
+        /// What executors of this job need to know.
+        info: Arc<JobInfo>,
+    },
+    /// A process started by the daemon; `executor` is the number it was started with.
+    Executor {
+        /// Given on its command line.
+        executor: u32,
+    },
+    /// Asks questions only (the `cluster` command).
+    Observer,
+}
+
+/// What executors of a job need to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct JobInfo {
+    /// For people: the script's name.
+    pub name: String,
+    /// `major.minor` of the driver's Python; daemons refuse a job whose version their interpreter has not. Empty: none.
+    pub python_version: String,
+    /// The driver's interpreter; used where it exists, else the daemon's own.
+    pub python: String,
+    /// Directories the driver imports from (its script's and its own changes to `sys.path`).
+    pub sys_path: Vec<String>,
+    /// Executors start there, where it exists.
+    pub working_dir: String,
+    /// `runtime_env={"env_vars": …}` of `init`.
+    pub env_vars: std::collections::BTreeMap<String, String>,
+    /// Whether executors' prints go to the driver.
+    pub log_to_driver: bool,
+    /// Names of this job live in it.
+    pub namespace: String,
+}
+
+/// What a client says to its daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientToNode {
+    /// Run this. The submitter holds the results from now on (rule R2). Every object the spec names that the client
+    /// itself put was `Put` and `Escape`d before, in this stream.
+    Submit(TaskSpec),
+    /// A value of the client's own is complete. For a range in its own lease: sent at the seal, so that the daemon can
+    /// spill it. For inline bytes: sent just before `Escape`. From a client without shared memory, `Bytes` of any
+    /// length.
+    Put {
+        /// A put of this client.
+        object: ObjectId,
+        /// Where it is.
+        value: PutValue,
+        /// The refs inside it; each escaped before, or held.
+        contains: Refs,
+    },
+    /// These objects of the client's own, `Put` before, become known beyond this process: the head is told.
+    Escape(Vec<ObjectId>),
+    /// The process has its first handle on each of these (not sent for own results and own puts: those it holds from
+    /// the start). Rule R1: precedes the drop of whatever the refs came out of.
+    Hold(Vec<ObjectId>),
+    /// The process's last handle on each of these is gone. Ends the hold that `Hold`, `Submit` or `Escape` began, or
+    /// (never escaped) the object itself, whose range the client reuses at once.
+    Drop(Vec<ObjectId>),
+    /// Send `Ready` for each, as soon as its value is known and, if stored, is on this node. Not needed for results of
+    /// own tasks that arrive inline with `Finished`.
+    Get(Vec<ObjectId>),
+    /// The client keeps nothing of these locations any more: no handle, no view (rule P1).
+    Release(Vec<ObjectId>),
+    /// Lease me a segment in which this many bytes fit. Answered by `Segment` (writable) or `NoMemory`.
+    RequestMemory {
+        /// In bytes.
+        bytes: u64,
+    },
+    /// These segments of my lease are wholly free and unmapped; take them back.
+    ReturnMemory(Vec<SegmentId>),
+    /// Answer to `Evict`.
+    Evicted {
+        /// The object.
+        object: ObjectId,
+        /// False: something in this process still views it, the range stays.
+        freed: bool,
+    },
+    /// An executor's task cannot go on until some of these are ready; its CPU may be used meanwhile (rule S4). What was
+    /// pipelined behind it and not started is handed back by this (rule S3).
+    Blocked {
+        /// The running task.
+        tag: u64,
+        /// What it waits for.
+        on: Vec<ObjectId>,
+    },
+    /// It goes on.
+    Unblocked {
+        /// The running task.
+        tag: u64,
+    },
+    /// An executor finished the task it was given under `tag`.
+    Completed(Completion),
+    /// A whole line that user code printed.
+    Log(LogLine),
+    /// A question; answered by `Reply` with the same number.
+    Query {
+        /// Chosen by the client.
+        number: u64,
+        /// The question.
+        query: Query,
+    },
+    /// The client ends by itself; everything it held is dropped.
+    Goodbye,
+}
+
+/// The bytes of something put.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PutValue {
+    /// The bytes themselves.
+    Inline(Bytes),
+    /// In a segment leased to the client.
+    Stored(Location),
+}
+
+/// How an execution ended, as the executor tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// From `Run`.
+    pub tag: u64,
+    /// What came of it. Stored results lie in the executor's own lease.
+    pub result: Result<Vec<ExecutorResult>, ExecutorFailure>,
+    /// How long user code ran, in microseconds.
+    pub micros: u64,
+}
+
+/// One value returned, as the executor tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExecutorResult {
+    /// Where it is.
+    pub value: PutValue,
+    /// The refs inside it; each escaped before, or held.
+    pub contains: Refs,
+}
+
+/// An exception, as the executor tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExecutorFailure {
+    /// What happened; its `kind` is usually `Exception`.
+    pub failure: Failure,
+    /// Whether `retry_exceptions` names it.
+    pub retryable: bool,
+}
+
+/// A line that user code printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLine {
+    /// The job it belongs to.
+    pub job: JobId,
+    /// The task that was running, if one was, with its name.
+    pub task: Option<(TaskId, Arc<str>)>,
+    /// The printing process.
+    pub pid: u32,
+    /// Its node.
+    pub node: NodeId,
+    /// Whether it went to stderr.
+    pub stderr: bool,
+    /// Without the newline.
+    pub text: String,
+}
+
+/// What a daemon says to its client.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeToClient {
+    /// The hello was accepted.
+    Welcome(Welcome),
+    /// The hello, or something later, was not; the stream ends after this. One clear sentence.
+    Rejected {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A task the client submitted reached its end (TASK-1: told once).
+    Finished {
+        /// The task.
+        task: TaskId,
+        /// Results are inline, or stored somewhere in the cluster (`Get` brings them here).
+        outcome: FinishedOutcome,
+    },
+    /// A value asked for with `Get`.
+    Ready {
+        /// The object.
+        object: ObjectId,
+        /// Its value. A `Local` location is the client's until it says `Release`.
+        value: Value,
+    },
+    /// A descriptor of a segment comes with this message (SCM_RIGHTS). Writable: it is leased to the client. Else it
+    /// precedes the first location in it that the client is told.
+    Segment {
+        /// Its name.
+        segment: SegmentId,
+        /// In bytes.
+        len: u64,
+        /// Whether it is leased to the client.
+        writable: bool,
+    },
+    /// The request for this many bytes cannot be granted, ever.
+    NoMemory {
+        /// As requested.
+        bytes: u64,
+        /// Why.
+        failure: Failure,
+    },
+    /// These ranges of the client's lease are free again: nobody can reach or sees what was there.
+    RangesFreed(Vec<Location>),
+    /// The object was copied to disk; give its range back if nothing here views it. Answered by `Evicted`.
+    Evict {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Give back segments that are wholly free.
+    RecallMemory,
+    /// Execute this (executors only).
+    Run(Box<RunTask>),
+    /// Stop the task under this tag if it is the one running (rule E3).
+    Cancel {
+        /// From `Run`.
+        tag: u64,
+        /// Who asked, for the error.
+        reason: String,
+    },
+    /// No more work will come: end.
+    Exit,
+    /// Lines printed by executors of the client's job.
+    Log(Vec<LogLine>),
+    /// Something a person should know: a task that no node can run at present, say.
+    Notice {
+        /// A sentence.
+        text: String,
+    },
+    /// An answer.
+    Reply {
+        /// From `Query`.
+        number: u64,
+        /// The answer, or why there is none.
+        reply: Result<QueryReply, String>,
+    },
+}
+
+/// What an accepted client should know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcome {
+    /// The daemon's node.
+    pub node: NodeId,
+    /// The job the client belongs to.
+    pub job: JobId,
+    /// The job's description (executors need it).
+    pub info: Arc<JobInfo>,
+    /// The largest object the store can ever hold, in bytes.
+    pub store_capacity: u64,
+    /// Cores of the node; a driver spins only when there are at least two (rule S8).
+    pub cores: u32,
+}
+
+/// How a task ended, as its submitter is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FinishedOutcome {
+    /// One per result.
+    Ok(Vec<ResultValue>),
+    /// All results are this.
+    Failed(Failure),
+}
+
+impl From<&Outcome> for FinishedOutcome {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Ok(results) => {
+                FinishedOutcome::Ok(results.iter().map(|result| result.value.clone()).collect())
+            }
+            Outcome::Failed(failure) => FinishedOutcome::Failed(failure.clone()),
+        }
+    }
+}
+
+/// A task for an executor, with its arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunTask {
+    /// Names this execution between this daemon and this executor; never repeats in a daemon's life, never 0.
+    pub tag: u64,
+    /// The executor claims this slot of the shared page before it runs (rule S3).
+    pub slot: u16,
+    /// Which try this is.
+    pub attempt: Attempt,
+    /// What to run.
+    pub spec: Arc<TaskSpec>,
+    /// The values of `spec.needed()` that are not in it, by id; for the function only where this executor has not been
+    /// given it before.
+    pub values: Vec<(ObjectId, Value)>,
+    /// The devices it may use.
+    pub gpus: Vec<GpuShare>,
+}

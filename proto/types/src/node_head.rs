@@ -1,0 +1,272 @@
+//! What a worker daemon and the head say to each other.
+//!
+//! One ordered stream each way per incarnation of the node; the edge stamps each message with the incarnation of the
+//! stream it came on, and the cores ignore what is stale (FENCE-1).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::client_node::{FinishedOutcome, JobInfo, LogLine};
+use crate::query::{Query, QueryReply, StoreUsage};
+use crate::{
+    Attempt, ClientId, ClientKind, Failure, Incarnation, JobId, Lease, Located, NodeId, ObjectId, Outcome,
+    Refs, Resources, TaskId, TaskSpec, Term,
+};
+
+/// A node's first message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeHello {
+    /// [`crate::PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// Random, chosen at the daemon's start.
+    pub node: NodeId,
+    /// For people.
+    pub hostname: String,
+    /// `host:port` of the data port, as other nodes reach it.
+    pub data_address: String,
+    /// `host:port` where drivers without a daemon attach; empty if the node is no gateway.
+    pub gateway_address: String,
+    /// What it has.
+    pub resources: Resources,
+    /// `key=value`, from `--label`.
+    pub labels: BTreeMap<String, String>,
+    /// Bytes the object store may use.
+    pub store_capacity: u64,
+    /// The term of the head it was connected to before, with the incarnation it had; `None` at its start.
+    pub previous: Option<(Term, Incarnation)>,
+}
+
+/// What a daemon says to the head.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeToHead {
+    /// Alive. At least every second.
+    Heartbeat {
+        /// The store's fill.
+        store: StoreUsage,
+        /// Executors, running or idle.
+        executors: u32,
+    },
+    /// A client attached. For executors, `job` is that of the work it runs.
+    ClientAttached {
+        /// Who.
+        client: ClientId,
+        /// What it is.
+        kind: ClientKind,
+        /// Where it belongs.
+        job: JobId,
+        /// The process.
+        pid: u32,
+    },
+    /// A client is gone for good: all it held is dropped (rule R1). A driver's job ends with it.
+    ClientGone {
+        /// Who.
+        client: ClientId,
+    },
+    /// A client submitted this.
+    Submit(TaskSpec),
+    /// A put escaped its process, or a task's payload or function is about to be used: the head may be asked for it.
+    /// The maker is its first holder.
+    Escaped {
+        /// The object; `object.client` is the holder.
+        object: ObjectId,
+        /// In bytes.
+        size: u64,
+        /// The value itself if it is small.
+        inline: Option<Bytes>,
+        /// The refs inside it, held by it (REF-1).
+        contains: Refs,
+    },
+    /// The client holds these.
+    Hold {
+        /// Who.
+        client: ClientId,
+        /// What.
+        objects: Vec<ObjectId>,
+    },
+    /// The client holds these no more.
+    Drop {
+        /// Who.
+        client: ClientId,
+        /// What.
+        objects: Vec<ObjectId>,
+    },
+    /// An attempt ended. One message also says which prefetched attempt inherited its lease (rule S2).
+    Done {
+        /// The task.
+        task: TaskId,
+        /// Which try; a stale one is ignored (TASK-2).
+        attempt: Attempt,
+        /// Who ran it, if anybody did.
+        executor: Option<ClientId>,
+        /// How it ended.
+        outcome: Outcome,
+        /// Whether a failure may be tried again: `Infrastructure` counts against `max_retries`, `Exception` too but
+        /// only where the user asked for it.
+        retry: Retry,
+        /// The prefetched attempt of the same shape that now runs in its lease.
+        started: Option<(TaskId, Attempt)>,
+        /// How long user code ran, in microseconds.
+        micros: u64,
+    },
+    /// These attempts, called back, had not started; they are the head's again (rule S2).
+    Returned(Vec<(TaskId, Attempt)>),
+    /// The attempt waits in `get`; its CPU may be used meanwhile (rule S4).
+    Blocked {
+        /// The task.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+        /// What it waits for: promoted.
+        on: Vec<ObjectId>,
+    },
+    /// It goes on; its CPU is booked again, over if need be.
+    Unblocked {
+        /// The task.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+    },
+    /// Somebody here needs this object: tell me when and where it is. Answered by `Located`, once.
+    Locate(ObjectId),
+    /// The sources given did not have it (any more); asks again like `Locate`.
+    SourceFailed {
+        /// The object.
+        object: ObjectId,
+        /// The node that did not have it.
+        source: NodeId,
+    },
+    /// A copy of a stored object is complete on this node.
+    CopyAdded(ObjectId),
+    /// This node's copy is gone (the daemon lost it; not said in answer to `Free`).
+    CopyRemoved(ObjectId),
+    /// Lines that user code printed.
+    Log(Vec<LogLine>),
+    /// A client's question that the node cannot answer.
+    Query {
+        /// Who asked.
+        client: ClientId,
+        /// From the client.
+        number: u64,
+        /// The question.
+        query: Query,
+    },
+}
+
+/// Whether a failed attempt may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// It ended well, or it must not be tried again.
+    No,
+    /// Not the task's own doing: counts against `max_retries`.
+    Infrastructure,
+    /// An exception that `retry_exceptions` names: counts against `max_retries` too.
+    Exception,
+}
+
+/// What the head says to a daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeadToNode {
+    /// The first message: the node is admitted.
+    Admitted {
+        /// The leader's term.
+        term: Term,
+        /// Stamped on everything of this stream.
+        incarnation: Incarnation,
+        /// For the node's own clock of leases and heartbeats: how long silence may last before it is declared lost.
+        loss_timeout_ms: u32,
+    },
+    /// What executors of this job need to know; precedes the job's first `Assign` on this stream.
+    Job {
+        /// The job.
+        job: JobId,
+        /// Its description.
+        info: Arc<JobInfo>,
+    },
+    /// The job is over: end its executors, forget its tasks.
+    JobEnded(JobId),
+    /// Run this. With a lease: as soon as its arguments are here. Without: prefetched, it starts only by inheriting a
+    /// lease of its own shape, or by `Grant` (rule S2).
+    Assign {
+        /// What.
+        spec: Arc<TaskSpec>,
+        /// Which try.
+        attempt: Attempt,
+        /// `None`: prefetched.
+        lease: Option<Lease>,
+        /// Where each of `spec.needed()` is, as far as the node may not know it.
+        located: Vec<(ObjectId, Located)>,
+    },
+    /// A prefetched attempt gets a lease of its own. Ignored if it started meanwhile by inheriting: the `Done` that
+    /// says so is on its way, and the head keeps the inherited lease and frees this one.
+    Grant {
+        /// The task.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+        /// Which GPUs.
+        lease: Lease,
+    },
+    /// Give back what has not started of these; the answer is `Returned` for those, nothing for the others.
+    CallBack(Vec<(TaskId, Attempt)>),
+    /// End this attempt: it was cancelled or superseded.
+    Cancel {
+        /// The task.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+        /// For the error.
+        reason: String,
+        /// Kill its executor.
+        force: bool,
+    },
+    /// A task submitted by a client of this node has ended (TASK-1).
+    Finished {
+        /// The submitter is `task.client`.
+        task: TaskId,
+        /// As the client is told.
+        outcome: FinishedOutcome,
+    },
+    /// Answer to `Locate` and `SourceFailed`.
+    Located {
+        /// The object.
+        object: ObjectId,
+        /// Where it is, or why it will never be.
+        located: Located,
+    },
+    /// Nobody can reach these any more: delete the copies here (REF-2).
+    Free(Vec<ObjectId>),
+    /// This client, of whichever node, is gone: what it put and never let escape is gone too (rule R2).
+    ClientGone(ClientId),
+    /// Lines for a driver attached to this node.
+    Log {
+        /// The driver.
+        client: ClientId,
+        /// The lines.
+        lines: Vec<LogLine>,
+    },
+    /// Something a person should know, for a driver attached to this node.
+    Notice {
+        /// The driver.
+        client: ClientId,
+        /// A sentence.
+        text: String,
+    },
+    /// The driver's hello was refused by the head (its job id is taken, say); `client` is to be closed with this.
+    RejectClient {
+        /// Who.
+        client: ClientId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Answer to a client's question.
+    Reply {
+        /// Who asked.
+        client: ClientId,
+        /// From the client.
+        number: u64,
+        /// The answer, or why there is none.
+        reply: Result<QueryReply, String>,
+    },
+}

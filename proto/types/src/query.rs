@@ -1,0 +1,159 @@
+//! Questions about the cluster's state, and their answers: what `cluster list` and `cml.nodes()` show.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// Totals: nodes, tasks by state, resources.
+    Status,
+    /// All nodes.
+    Nodes,
+    /// Tasks, newest first.
+    Tasks {
+        /// At most this many.
+        limit: u32,
+    },
+    /// Objects the head knows, largest first.
+    Objects {
+        /// At most this many.
+        limit: u32,
+    },
+    /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
+    Why {
+        /// What the person typed.
+        task: String,
+    },
+}
+
+/// The answer to the [`Query`] of the same name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum QueryReply {
+    /// See [`Query::Status`].
+    Status(StatusView),
+    /// See [`Query::Nodes`].
+    Nodes(Vec<NodeView>),
+    /// See [`Query::Tasks`].
+    Tasks(Vec<TaskView>),
+    /// See [`Query::Objects`].
+    Objects(Vec<ObjectView>),
+    /// See [`Query::Why`].
+    Why(WhyView),
+}
+
+/// The fill of one node's store, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreUsage {
+    /// May be used.
+    pub capacity: u64,
+    /// Leased to writers or holding objects.
+    pub reserved: u64,
+    /// In sealed, unfreed objects in memory.
+    pub live: u64,
+    /// On disk.
+    pub spilled: u64,
+}
+
+/// A cluster at a glance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The leader's term.
+    pub term: u32,
+    /// Nodes alive.
+    pub nodes: u32,
+    /// Drivers attached.
+    pub drivers: u32,
+    /// Tasks by state (`waiting`, `queued`, `prefetched`, `running`, `finished`, `failed`).
+    pub tasks: BTreeMap<String, u64>,
+    /// By resource name: all there is.
+    pub total: BTreeMap<String, f64>,
+    /// By resource name: what is not leased.
+    pub available: BTreeMap<String, f64>,
+    /// Objects the head knows.
+    pub objects: u64,
+    /// All stores together.
+    pub store: StoreUsage,
+}
+
+/// A node, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Sixteen hex digits.
+    pub node: String,
+    /// As the node told it.
+    pub hostname: String,
+    /// `host:port` of its data port.
+    pub address: String,
+    /// Whether it is connected.
+    pub alive: bool,
+    /// By resource name.
+    pub total: BTreeMap<String, f64>,
+    /// By resource name.
+    pub available: BTreeMap<String, f64>,
+    /// From `--label`.
+    pub labels: BTreeMap<String, String>,
+    /// Attempts it runs.
+    pub running: u32,
+    /// Attempts sent ahead.
+    pub prefetched: u32,
+    /// Its executors.
+    pub executors: u32,
+    /// Its store.
+    pub store: StoreUsage,
+}
+
+/// A task, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// `client.seq`.
+    pub task: String,
+    /// Its function's name.
+    pub name: String,
+    /// Its job.
+    pub job: String,
+    /// `waiting`, `queued`, `prefetched`, `running`, `finished`, `failed`.
+    pub state: String,
+    /// Tries begun so far.
+    pub attempt: u32,
+    /// Where it runs or ran; empty if nowhere yet.
+    pub node: String,
+    /// Since it was submitted, in milliseconds.
+    pub age_ms: u64,
+    /// How long user code ran, in milliseconds, once it ended.
+    pub ran_ms: f64,
+    /// Why it failed; empty otherwise.
+    pub error: String,
+}
+
+/// An object, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ObjectView {
+    /// `client.seq.index` or `client.seq.put`.
+    pub object: String,
+    /// In bytes, once known.
+    pub size: u64,
+    /// `pending`, `inline`, `stored`, `failed`, `lost`.
+    pub state: String,
+    /// Nodes that have a copy.
+    pub nodes: Vec<String>,
+    /// Clients that hold it.
+    pub clients: u32,
+    /// Pending tasks that hold it.
+    pub tasks: u32,
+    /// Objects that contain it.
+    pub containers: u32,
+}
+
+/// Why a task is where it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// The task.
+    pub task: TaskView,
+    /// One sentence: what it waits for, or what became of it.
+    pub reason: String,
+    /// Per node: what it lacks.
+    pub nodes: Vec<String>,
+}

@@ -1,0 +1,267 @@
+//! What happens to a node, and what it does about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster_types::{
+    ClientId, ClientKind, ClientToNode, Failure, HeadToNode, JobId, JobInfo, Location, NodeId, NodeToClient,
+    NodeToHead, ObjectId, Resources, SegmentId, Span,
+};
+
+/// What the node is told at its start; nothing in it changes later.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name.
+    pub node: NodeId,
+    /// For people: error messages name it.
+    pub hostname: String,
+    /// What it has.
+    pub resources: Resources,
+    /// Real cores: what executors beyond twice their number wait for (rule S4), and what drivers may spin on (S8).
+    pub cores: u32,
+    /// Bytes that segments may take together.
+    pub store_capacity: u64,
+    /// Executors kept idle per job before the oldest is ended, beyond those that recently worked.
+    pub idle_executors: u32,
+    /// How long an idle executor is kept.
+    pub idle_timeout: Span,
+}
+
+/// Something that happened. The edge feeds these to `Node::step` one at a time.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The head said something. The first message of each stream is `Admitted`.
+    FromHead(HeadToNode),
+    /// The stream to the head broke; the edge is reconnecting.
+    HeadLost,
+    /// A client's hello passed (token, protocol). The node answers with `Welcome` or `Rejected`.
+    ClientAttached {
+        /// Who.
+        client: ClientId,
+        /// Its process.
+        pid: u32,
+        /// What it is.
+        kind: ClientKind,
+        /// Whether it can map segments.
+        shares_memory: bool,
+    },
+    /// A client said something.
+    FromClient {
+        /// Who.
+        client: ClientId,
+        /// What.
+        message: ClientToNode,
+    },
+    /// The client's process ended, or a remote client's grace period did (rule P1: a lost socket alone is not an end).
+    ClientEnded {
+        /// Who.
+        client: ClientId,
+    },
+    /// An executor's process ended or could not be started. If it had attached, its `ClientEnded` comes too, after
+    /// this.
+    ExecutorExited {
+        /// From `StartExecutor`.
+        executor: u32,
+        /// For people: `killed by signal 9 (SIGKILL)`, `exit code 3`, `could not start: …`, with the last lines of its
+        /// stderr if it wrote any.
+        cause: String,
+        /// Tags of pipelined tasks that it had not claimed; the edge revoked their slots.
+        unstarted: Vec<u64>,
+    },
+    /// Answer to `Revoke`.
+    Revoked {
+        /// Whose slot.
+        executor: u32,
+        /// Which execution.
+        tag: u64,
+        /// True: the executor had not claimed it and never will. False: it runs or ran.
+        won: bool,
+    },
+    /// Answer to `CreateSegment`.
+    SegmentCreated {
+        /// Its name.
+        segment: SegmentId,
+        /// `None`: made. Else why not.
+        failure: Option<Failure>,
+    },
+    /// Answer to `Pull` and `StoreBytes`: the object lies here, in memory of the daemon's own.
+    Stored {
+        /// Which.
+        object: ObjectId,
+        /// Where.
+        location: Location,
+    },
+    /// Answer to `Pull`, `StoreBytes` and `Restore`: it failed.
+    StoreFailed {
+        /// Which.
+        object: ObjectId,
+        /// Whether the source answered that it has no such object.
+        missing: bool,
+        /// For people.
+        reason: String,
+        /// Whether this node had no memory for it after all.
+        no_memory: bool,
+    },
+    /// Answer to `Spill`: these are on disk too now; their memory is as it was.
+    Spilled {
+        /// Which.
+        objects: Vec<ObjectId>,
+    },
+    /// Answer to `Spill`: nothing of the batch was written.
+    SpillFailed {
+        /// Which.
+        objects: Vec<ObjectId>,
+        /// Why; `OutOfDisk` names directory and sizes.
+        failure: Failure,
+    },
+    /// Answer to `Restore`: the spilled object lies in memory of the daemon's own again.
+    Restored {
+        /// Which.
+        object: ObjectId,
+        /// Where.
+        location: Location,
+    },
+    /// Time passed. At least every 100 ms, and at `Effect::WakeAt`.
+    Tick,
+}
+
+/// Something for the edge to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Tell the head. While there is no stream to it the edge drops these; a new stream begins with a snapshot.
+    ToHead(NodeToHead),
+    /// Tell a client. For `Segment` the edge attaches the descriptor (read-only or writable as the message says); for
+    /// `Run` it offers the slot of the executor's page first.
+    ToClient {
+        /// Whom.
+        client: ClientId,
+        /// What.
+        message: NodeToClient,
+    },
+    /// Close a client's stream after what was sent.
+    CloseClient {
+        /// Whose.
+        client: ClientId,
+    },
+    /// Fork an executor. It attaches as a client of kind `Executor { executor }`, or `ExecutorExited` says why not.
+    StartExecutor {
+        /// Chosen by the node, never reused.
+        executor: u32,
+        /// Its job.
+        job: JobId,
+        /// What it needs to know of it.
+        info: Arc<JobInfo>,
+        /// Environment of the tasks it will run, over that of the job.
+        env_vars: Arc<BTreeMap<String, String>>,
+        /// Device indices it may see; sets `CUDA_VISIBLE_DEVICES`.
+        gpus: Vec<u16>,
+    },
+    /// End an executor: with SIGKILL if `force`, else it was told `Exit` and has two seconds.
+    EndExecutor {
+        /// Which.
+        executor: u32,
+        /// At once.
+        force: bool,
+    },
+    /// Interrupt the task under this tag in this executor (rule E3): write the tag to the page, signal.
+    Interrupt {
+        /// Which executor.
+        executor: u32,
+        /// Which execution.
+        tag: u64,
+    },
+    /// Take back a pipelined task (rule S3). Answered by `Revoked`.
+    Revoke {
+        /// Which executor.
+        executor: u32,
+        /// Its slot.
+        slot: u16,
+        /// Which execution.
+        tag: u64,
+    },
+    /// Make a segment of this many bytes (rule P3). Answered by `SegmentCreated`.
+    CreateSegment {
+        /// Chosen by the node.
+        segment: SegmentId,
+        /// In bytes.
+        len: u64,
+        /// In a file of the spill directory instead of memory (rule P4).
+        file_backed: bool,
+    },
+    /// Unmap and close a segment: its memory goes back to the system.
+    DropSegment {
+        /// Which.
+        segment: SegmentId,
+    },
+    /// Nobody uses this range of a segment whose writer is gone: give its whole pages back to the system.
+    PunchHole(Location),
+    /// This range, from `Stored` or `Restored`, is the daemon's own and free again.
+    FreeOwn(Location),
+    /// Copy an object from another node into memory of the daemon's own. The node reserved the bytes already.
+    Pull {
+        /// Which.
+        object: ObjectId,
+        /// In bytes.
+        size: u64,
+        /// From whom.
+        source: NodeId,
+        /// Its data port.
+        address: String,
+    },
+    /// Copy these bytes, from a client without shared memory, into memory of the daemon's own.
+    StoreBytes {
+        /// Which.
+        object: ObjectId,
+        /// What.
+        bytes: Bytes,
+    },
+    /// The object may be served to other nodes and mapped from here from now on.
+    Serve {
+        /// Which.
+        object: ObjectId,
+        /// What is served.
+        source: ServeFrom,
+    },
+    /// It may not any more (transfers under way go on: the edge keeps the range until they end, see `StopServing`).
+    StopServing {
+        /// Which.
+        object: ObjectId,
+    },
+    /// Write these to disk in one batch. Answered by `Spilled` or `SpillFailed`.
+    Spill {
+        /// Which, and where they lie.
+        objects: Vec<(ObjectId, Location)>,
+    },
+    /// Read a spilled object back into memory of the daemon's own. The node reserved the bytes already. Answered by
+    /// `Restored` or `StoreFailed`.
+    Restore {
+        /// Which.
+        object: ObjectId,
+    },
+    /// Delete the spilled copy.
+    DeleteSpilled {
+        /// Which.
+        object: ObjectId,
+    },
+    /// Send the bytes of a stored object to a client without shared memory, as `Ready { Inline }`.
+    SendBytes {
+        /// To whom.
+        client: ClientId,
+        /// Which; it is being served.
+        object: ObjectId,
+    },
+    /// Call `step` with `Tick` at this time at the latest.
+    WakeAt(cluster_types::Time),
+}
+
+/// What other nodes get when they ask for an object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServeFrom {
+    /// A range of a segment.
+    Memory(Location),
+    /// The spilled copy.
+    Disk,
+    /// A small value.
+    Inline(Bytes),
+}
