@@ -1,1 +1,15 @@
-//! The object store: shared-memory segments, allocation, spill, transfer.
+//! The object store's building blocks: how values lie in memory, who may write where, and how bytes travel.
+//!
+//! This crate is I/O helpers and pure data structures. It is not the daemon's object index (that is a state machine
+//! in `worker-core`), it starts no runtime, and it is the one place of the worker that holds `unsafe` code, so that
+//! all of it can be read in one sitting.
+//!
+//! | module | what it is | pure |
+//! | --- | --- | --- |
+//! | [`layout`] | a value's bytes: header, in-band part, aligned buffers | yes |
+//! | [`alloc`] | a writer's allocator over the segments leased to it | yes |
+
+pub mod alloc;
+pub mod layout;
+
+pub use cluster_types::{Location, SegmentId};
