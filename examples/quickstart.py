@@ -10,16 +10,21 @@ import sys
 import time
 from dataclasses import dataclass
 
-import concurrent_ml as cml
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.datasets import load_digits
-from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+
+import concurrent_ml as cml
 
 # Every model is seeded, so both runs below train exactly the same thing.
 MODELS: dict[str, ClassifierMixin] = {
@@ -77,12 +82,13 @@ def show_progress(done: int, total: int, started: float, last: str) -> None:
 
 
 def main() -> None:
-    digits = load_digits()
-    data: Split = tuple(train_test_split(digits.data, digits.target, test_size=0.5, random_state=0))
+    images, digits = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(images, digits, test_size=0.5, random_state=0)
+    data: Split = (x_train, x_test, y_train, y_test)
 
     cml.init()
     cores = cml.cluster_resources()["CPU"]
-    print(f"{len(MODELS)} models, {len(data[0])} training images, {cores:g} CPUs\n")
+    print(f"{len(MODELS)} models, {len(x_train)} training images, {cores:g} CPUs\n")
 
     # The data is stored once; every task reads the same copy.
     data_ref = cml.put(data)
@@ -109,7 +115,9 @@ def main() -> None:
         if accuracy != accuracies[name]:
             raise SystemExit(f"{name}: {accuracy:.3f} here, {accuracies[name]:.3f} in its task")
     in_turn = time.perf_counter() - started
-    print(f"at once {at_once:.1f} s, one after another {in_turn:.1f} s: {in_turn / at_once:.2f} times as fast")
+    print(
+        f"at once {at_once:.1f} s, one after another {in_turn:.1f} s: {in_turn / at_once:.2f} times as fast"
+    )
 
 
 if __name__ == "__main__":
