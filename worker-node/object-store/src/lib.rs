@@ -8,8 +8,15 @@
 //! | --- | --- | --- |
 //! | [`layout`] | a value's bytes: header, in-band part, aligned buffers | yes |
 //! | [`alloc`] | a writer's allocator over the segments leased to it | yes |
+//! | [`segment`] | shared memory: making, mapping, passing, writing | |
+//! | [`copy`](mod@copy) | copies by two threads | |
+//! | [`slots`] | the page that a daemon and an executor share | its state |
 
 pub mod alloc;
+pub mod copy;
 pub mod layout;
+pub mod segment;
+pub mod slots;
+mod threads;
 
 pub use cluster_types::{Location, SegmentId};
