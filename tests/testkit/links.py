@@ -71,9 +71,9 @@ class SlowedLink:
         ip("-n", self._bridge, "link", "set", far, "up")
         ip("-n", self._bridge, "link", "set", near, "up")
         self.bridge_side = near
+        command = ["nsenter", f"--net=/run/netns/{self._bridge}", sys.executable, "-m", "testkit.relay"]
         self._relay = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{self._bridge}", sys.executable, "-m", "testkit.relay"]
-            + [self._port, far, str(delay)],
+            [*command, self._port, far, str(delay)],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             env={**os.environ, MARK: self._run, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},

@@ -89,7 +89,7 @@ class Network:
         self._cut.discard(host.name)
 
     def slow(self, host: Host, delay: str | None = None, rate: str | None = None) -> None:
-        """Delays what passes a host's link by ``delay`` in each direction ("20ms"), and limits it to ``rate`` ("100mbit").
+        """Delays what passes a host's link by ``delay`` ("20ms") in each direction, at ``rate`` ("100mbit") at most.
 
         Replaces what was set before. The kernel's netem does it where there is one; otherwise a small process that
         passes the packets on, good for some hundred Mbit/s.

@@ -1,0 +1,169 @@
+"""The measured program: one file, run unchanged under both systems, each in its own environment.
+
+    python program.py --system ray|concurrent_ml --rows ROW,ROW --seconds 2 --out FILE
+
+The rows mean what they mean in Ray's own microbenchmark, with two differences, the same for both systems: the
+clients of "multi client tasks async" are tasks that hold no CPU (not actors) and submit 2,500 tasks each (not
+10,000), so that a row takes seconds.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("--system", choices=("ray", "concurrent_ml"), required=True)
+arguments.add_argument("--rows", required=True)
+arguments.add_argument("--seconds", type=float, default=2.0)
+arguments.add_argument("--out", type=Path, required=True)
+
+options = arguments.parse_args()
+api: Any = importlib.import_module(options.system)
+
+
+@api.remote
+def small_value() -> bytes:
+    return b"ok"
+
+
+@api.remote(num_cpus=0)
+def client_of_tasks(count: int) -> None:
+    api.get([small_value.remote() for _ in range(count)])
+
+
+@api.remote
+def client_of_small_puts() -> None:
+    for _ in range(100):
+        api.put(0)
+
+
+@api.remote
+def client_of_large_puts() -> None:
+    for _ in range(10):
+        api.put(np.zeros(10 * 1024 * 1024, dtype=np.int64))
+
+
+@api.remote
+def many_refs() -> list[Any]:
+    return [api.put(1) for _ in range(10_000)]
+
+
+def rate(action: Callable[[], object], amount: float) -> float:
+    """How much an action that does `amount` at once does a second, after one unmeasured call of it."""
+    action()
+    done = 0
+    start = time.perf_counter()
+    while True:
+        action()
+        done += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= options.seconds:
+            return amount * done / elapsed
+
+
+def rate_of_calls(action: Callable[[], object]) -> float:
+    """Calls a second of something quick: the clock is read once for many, so that its cost does not count."""
+
+    def many() -> None:
+        for _ in range(100):
+            action()
+
+    return rate(many, 100)
+
+
+def tasks_sync() -> float:
+    return rate_of_calls(lambda: api.get(small_value.remote()))
+
+
+def tasks_async() -> float:
+    return rate(lambda: api.get([small_value.remote() for _ in range(1000)]), 1000)
+
+
+def tasks_and_get_batch() -> float:
+    return rate(lambda: api.get([small_value.remote() for _ in range(1000)]), 1)
+
+
+def multi_client_tasks_async() -> float:
+    return rate(lambda: api.get([client_of_tasks.remote(2500) for _ in range(4)]), 10_000)
+
+
+def get_calls() -> float:
+    ref = api.put(0)
+    return rate_of_calls(lambda: api.get(ref))
+
+
+def put_calls() -> float:
+    return rate_of_calls(lambda: api.put(0))
+
+
+def multi_client_put_calls() -> float:
+    return rate(lambda: api.get([client_of_small_puts.remote() for _ in range(10)]), 1000)
+
+
+def put_gigabytes() -> float:
+    array = np.zeros(100 * 1024 * 1024, dtype=np.int64)  # 0.84 GB, counted as 0.8 as Ray's benchmark does
+    return rate(lambda: api.put(array), 0.8)
+
+
+def multi_client_put_gigabytes() -> float:
+    return rate(lambda: api.get([client_of_large_puts.remote() for _ in range(10)]), 8.0)
+
+
+def get_object_containing_refs() -> float:
+    ref = many_refs.remote()
+    return rate(lambda: api.get(ref), 1)
+
+
+def wait_refs() -> float:
+    def one_by_one() -> None:
+        waiting = [small_value.remote() for _ in range(1000)]
+        while waiting:
+            _, waiting = api.wait(waiting)
+
+    return rate(one_by_one, 1)
+
+
+ROWS: dict[str, Callable[[], float]] = {
+    "single client tasks sync": tasks_sync,
+    "single client tasks async": tasks_async,
+    "single client tasks and get batch": tasks_and_get_batch,
+    "multi client tasks async": multi_client_tasks_async,
+    "single client get calls": get_calls,
+    "single client put calls": put_calls,
+    "multi client put calls": multi_client_put_calls,
+    "single client put gigabytes": put_gigabytes,
+    "multi client put gigabytes": multi_client_put_gigabytes,
+    "single client get object containing 10k refs": get_object_containing_refs,
+    "single client wait 1k refs": wait_refs,
+}
+INIT = "init to first result"
+
+
+def main() -> None:
+    wanted = options.rows.split(",")
+    begun = time.perf_counter()
+    api.init()
+    api.get(small_value.remote())
+    results: dict[str, float] = {}
+    if INIT in wanted:
+        results[INIT] = time.perf_counter() - begun
+    # Every executor there will be has started before anything is counted.
+    api.get([small_value.remote() for _ in range(1000)])
+    for name, measure in ROWS.items():
+        if name in wanted:
+            results[name] = measure()
+            print(f"{options.system}: {name}: {results[name]:.6g}", file=sys.stderr, flush=True)
+            options.out.write_text(json.dumps(results))
+    options.out.write_text(json.dumps(results))
+    api.shutdown()
+
+
+if __name__ == "__main__":
+    main()
