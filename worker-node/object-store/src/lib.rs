@@ -11,12 +11,14 @@
 //! | [`segment`] | shared memory: making, mapping, passing, writing | |
 //! | [`copy`](mod@copy) | copies by two threads | |
 //! | [`slots`] | the page that a daemon and an executor share | its state |
+//! | [`spill`] | objects on disk | |
 
 pub mod alloc;
 pub mod copy;
 pub mod layout;
 pub mod segment;
 pub mod slots;
+pub mod spill;
 mod threads;
 
 pub use cluster_types::{Location, SegmentId};
