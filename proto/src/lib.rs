@@ -1,1 +1,29 @@
-//! The wire: protobuf services and messages, converted at the edge.
+//! The wire: protobuf messages and gRPC services (package `cluster.v1`), and their conversion to and from the domain
+//! types of `cluster-types`. No wire type goes further in than the edge that calls this.
+//!
+//! - [`Codec`]: batches of messages and hellos, both ways. One per thread; it remembers task templates.
+//! - [`frame`]: length-prefixed frames on a Unix socket.
+//! - [`stream`]: numbered frames on a gRPC stream, large batches cut into pieces.
+//! - [`v1`]: what the build generates, services included.
+//!
+//! Whatever bytes a peer sends, decoding them returns a [`WireError`] that names the field, or a message that obeys
+//! the limits in [`limits`]; it never panics.
+
+mod codec;
+mod error;
+pub mod frame;
+pub mod limits;
+pub mod stream;
+
+/// Messages and services as generated from `cluster/v1/*.proto`.
+pub mod v1 {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("cluster.v1");
+}
+
+pub use codec::Codec;
+pub use codec::query::{decode_query, decode_reply, encode_query, encode_reply};
+pub use error::{WireError, check_protocol};
+
+/// The metadata entry of every gRPC call that carries the cluster's token.
+pub const TOKEN_METADATA: &str = "cluster-token";

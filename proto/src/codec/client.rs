@@ -1,0 +1,298 @@
+//! Clients and their daemon.
+
+use std::sync::Arc;
+
+use cluster_types::client_node::{
+    ClientHello, ClientToNode, Completion, ExecutorFailure, ExecutorResult, NodeToClient, PutValue, RunTask,
+    Welcome,
+};
+use cluster_types::{Attempt, ClientId, JobId, Location, NodeId, ObjectId, SegmentId, Value};
+
+use super::Reading;
+use super::common::*;
+use super::query::{decode_query, decode_reply, encode_query, encode_reply};
+use super::task::{finished, finished_to_wire, spec, spec_to_wire};
+use super::template::TemplateWriter;
+use crate::error::{Required, check_protocol};
+use crate::{WireError, v1};
+
+pub(super) fn hello_to_wire(hello: &ClientHello) -> v1::ClientHello {
+    v1::ClientHello {
+        protocol: hello.protocol,
+        token: hello.token.clone(),
+        client: hello.client.0,
+        pid: hello.pid,
+        kind: Some((&hello.kind).into()),
+        shares_memory: hello.shares_memory,
+    }
+}
+
+pub(super) fn hello_from_wire(wire: v1::ClientHello) -> Result<ClientHello, WireError> {
+    // First: whatever else another version's hello holds, this is the sentence its user needs.
+    check_protocol("daemon", "client", wire.protocol)?;
+    Ok(ClientHello {
+        protocol: wire.protocol,
+        token: wire.token,
+        client: ClientId(wire.client),
+        pid: wire.pid,
+        kind: wire.kind.required("ClientHello.kind")?.try_into()?,
+        shares_memory: wire.shares_memory,
+    })
+}
+
+pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) -> v1::ClientToNode {
+    use v1::client_to_node::Kind;
+    let list = |ids: &[_]| v1::Objects { objects: objects_to_wire(ids) };
+    let kind = match message {
+        ClientToNode::Submit(spec) => Kind::Submit(spec_to_wire(spec, templates)),
+        ClientToNode::Put { object, value, contains } => Kind::Put(v1::Put {
+            object: Some((*object).into()),
+            value: Some(put_value_to_wire(value)),
+            contains: objects_to_wire(contains),
+        }),
+        ClientToNode::Escape(ids) => Kind::Escape(list(ids)),
+        ClientToNode::Hold(ids) => Kind::Hold(list(ids)),
+        ClientToNode::Drop(ids) => Kind::Drop(list(ids)),
+        ClientToNode::Get(ids) => Kind::Get(list(ids)),
+        ClientToNode::Release(ids) => Kind::Release(list(ids)),
+        ClientToNode::RequestMemory { bytes } => Kind::RequestMemory(*bytes),
+        ClientToNode::ReturnMemory(segments) => {
+            Kind::ReturnMemory(v1::Segments { segments: segments.iter().map(|segment| segment.0).collect() })
+        }
+        ClientToNode::Evicted { object, freed } => {
+            Kind::Evicted(v1::Evicted { object: Some((*object).into()), freed: *freed })
+        }
+        ClientToNode::Blocked { tag, on } => {
+            Kind::Blocked(v1::TaskBlocked { tag: *tag, on: objects_to_wire(on) })
+        }
+        ClientToNode::Unblocked { tag } => Kind::Unblocked(*tag),
+        ClientToNode::Completed(completion) => Kind::Completed(completion_to_wire(completion)),
+        ClientToNode::Log(line) => Kind::Log(log_line_to_wire(line)),
+        ClientToNode::Query { number, query } => {
+            Kind::Query(v1::NumberedQuery { number: *number, query: Some(encode_query(query)) })
+        }
+        ClientToNode::Goodbye => Kind::Goodbye(v1::Nothing {}),
+    };
+    v1::ClientToNode { kind: Some(kind) }
+}
+
+pub(super) fn from_client(
+    wire: v1::ClientToNode,
+    reading: &mut Reading<'_>,
+) -> Result<ClientToNode, WireError> {
+    use v1::client_to_node::Kind;
+    let list = |wire: v1::Objects| objects::<Vec<_>>("Objects.objects", &wire.objects);
+    Ok(match wire.kind.required("ClientToNode.kind")? {
+        Kind::Submit(wire) => ClientToNode::Submit(spec(reading, wire)?),
+        Kind::Put(put) => ClientToNode::Put {
+            object: put.object.required("Put.object")?.into(),
+            value: put_value(reading, put.value.required("Put.value")?)?,
+            contains: objects("Put.contains", &put.contains)?,
+        },
+        Kind::Escape(wire) => ClientToNode::Escape(list(wire)?),
+        Kind::Hold(wire) => ClientToNode::Hold(list(wire)?),
+        Kind::Drop(wire) => ClientToNode::Drop(list(wire)?),
+        Kind::Get(wire) => ClientToNode::Get(list(wire)?),
+        Kind::Release(wire) => ClientToNode::Release(list(wire)?),
+        Kind::RequestMemory(bytes) => ClientToNode::RequestMemory { bytes },
+        Kind::ReturnMemory(wire) => {
+            ClientToNode::ReturnMemory(wire.segments.into_iter().map(SegmentId).collect())
+        }
+        Kind::Evicted(wire) => {
+            let object = wire.object.required("Evicted.object")?.into();
+            ClientToNode::Evicted { object, freed: wire.freed }
+        }
+        Kind::Blocked(wire) => {
+            ClientToNode::Blocked { tag: wire.tag, on: objects("TaskBlocked.on", &wire.on)? }
+        }
+        Kind::Unblocked(tag) => ClientToNode::Unblocked { tag },
+        Kind::Completed(wire) => ClientToNode::Completed(completion(reading, wire)?),
+        Kind::Log(wire) => ClientToNode::Log(log_line(wire)?),
+        Kind::Query(wire) => ClientToNode::Query {
+            number: wire.number,
+            query: decode_query(&wire.query.required("NumberedQuery.query")?)?,
+        },
+        Kind::Goodbye(_) => ClientToNode::Goodbye,
+    })
+}
+
+fn put_value_to_wire(value: &PutValue) -> v1::PutValue {
+    use v1::put_value::Kind;
+    let kind = match value {
+        PutValue::Inline(bytes) => Kind::Inline(bytes.clone()),
+        PutValue::Stored(location) => Kind::Stored((*location).into()),
+    };
+    v1::PutValue { kind: Some(kind) }
+}
+
+fn put_value(reading: &Reading<'_>, wire: v1::PutValue) -> Result<PutValue, WireError> {
+    use v1::put_value::Kind;
+    Ok(match wire.kind.required("PutValue.kind")? {
+        // Any length: a client without shared memory puts so.
+        Kind::Inline(bytes) => PutValue::Inline(reading.kept(bytes)),
+        Kind::Stored(location) => PutValue::Stored(location.try_into()?),
+    })
+}
+
+fn completion_to_wire(completion: &Completion) -> v1::Completion {
+    use v1::completion::Result as Wire;
+    let result = match &completion.result {
+        Ok(results) => Wire::Ok(v1::ExecutorResults {
+            results: results
+                .iter()
+                .map(|result| v1::ExecutorResult {
+                    value: Some(put_value_to_wire(&result.value)),
+                    contains: objects_to_wire(&result.contains),
+                })
+                .collect(),
+        }),
+        Err(ExecutorFailure { failure, retryable }) => Wire::Failed(v1::ExecutorFailure {
+            failure: Some(failure_to_wire(failure)),
+            retryable: *retryable,
+        }),
+    };
+    v1::Completion { tag: completion.tag, result: Some(result), micros: completion.micros }
+}
+
+fn completion(reading: &Reading<'_>, wire: v1::Completion) -> Result<Completion, WireError> {
+    use v1::completion::Result as Wire;
+    let result = match wire.result.required("Completion.result")? {
+        Wire::Ok(ok) => Ok(ok
+            .results
+            .into_iter()
+            .map(|result| {
+                Ok(ExecutorResult {
+                    value: put_value(reading, result.value.required("ExecutorResult.value")?)?,
+                    contains: objects("ExecutorResult.contains", &result.contains)?,
+                })
+            })
+            .collect::<Result<_, WireError>>()?),
+        Wire::Failed(failed) => Err(ExecutorFailure {
+            failure: failure(reading, failed.failure.required("ExecutorFailure.failure")?)?,
+            retryable: failed.retryable,
+        }),
+    };
+    Ok(Completion { tag: wire.tag, result, micros: wire.micros })
+}
+
+pub(super) fn to_client(message: &NodeToClient, templates: &mut TemplateWriter) -> v1::NodeToClient {
+    use v1::node_to_client::Kind;
+    let kind = match message {
+        NodeToClient::Welcome(welcome) => Kind::Welcome(v1::Welcome {
+            node: welcome.node.0,
+            job: welcome.job.0,
+            info: Some(welcome.info.as_ref().into()),
+            store_capacity: welcome.store_capacity,
+            cores: welcome.cores,
+        }),
+        NodeToClient::Rejected { reason } => Kind::Rejected(reason.clone()),
+        NodeToClient::Finished { task, outcome } => Kind::Finished(v1::Finished {
+            client: task.client.0,
+            seq: task.seq,
+            outcome: Some(finished_to_wire(outcome)),
+        }),
+        NodeToClient::Ready { object, value } => Kind::Ready(ready_to_wire(*object, value)),
+        NodeToClient::Segment { segment, len, writable } => {
+            Kind::Segment(v1::Segment { segment: segment.0, len: *len, writable: *writable })
+        }
+        NodeToClient::NoMemory { bytes, failure } => {
+            Kind::NoMemory(v1::NoMemory { bytes: *bytes, failure: Some(failure_to_wire(failure)) })
+        }
+        NodeToClient::RangesFreed(locations) => Kind::RangesFreed(v1::Locations {
+            locations: locations.iter().copied().map(Into::into).collect(),
+        }),
+        NodeToClient::Evict { object } => Kind::Evict((*object).into()),
+        NodeToClient::RecallMemory => Kind::RecallMemory(v1::Nothing {}),
+        NodeToClient::Run(run) => Kind::Run(run_to_wire(run, templates)),
+        NodeToClient::Cancel { tag, reason } => {
+            Kind::Cancel(v1::CancelTag { tag: *tag, reason: reason.clone() })
+        }
+        NodeToClient::Exit => Kind::Exit(v1::Nothing {}),
+        NodeToClient::Log(lines) => Kind::Log(v1::LogLines { lines: log_lines_to_wire(lines) }),
+        NodeToClient::Notice { text } => Kind::Notice(text.clone()),
+        NodeToClient::Reply { number, reply } => {
+            Kind::Reply(v1::NumberedReply { number: *number, reply: Some(encode_reply(reply)) })
+        }
+    };
+    v1::NodeToClient { kind: Some(kind) }
+}
+
+pub(super) fn from_node(
+    wire: v1::NodeToClient,
+    reading: &mut Reading<'_>,
+) -> Result<NodeToClient, WireError> {
+    use v1::node_to_client::Kind;
+    Ok(match wire.kind.required("NodeToClient.kind")? {
+        Kind::Welcome(wire) => NodeToClient::Welcome(Welcome {
+            node: NodeId(wire.node),
+            job: JobId(wire.job),
+            info: job_info("Welcome.info", wire.info)?,
+            store_capacity: wire.store_capacity,
+            cores: wire.cores,
+        }),
+        Kind::Rejected(reason) => NodeToClient::Rejected { reason },
+        Kind::Finished(wire) => NodeToClient::Finished {
+            task: task_id("Finished.seq", wire.client, wire.seq)?,
+            outcome: finished(reading, wire.outcome.required("Finished.outcome")?)?,
+        },
+        Kind::Ready(wire) => {
+            let (object, value) = ready(reading, wire)?;
+            NodeToClient::Ready { object, value }
+        }
+        Kind::Segment(wire) => {
+            NodeToClient::Segment { segment: SegmentId(wire.segment), len: wire.len, writable: wire.writable }
+        }
+        Kind::NoMemory(wire) => NodeToClient::NoMemory {
+            bytes: wire.bytes,
+            failure: failure(reading, wire.failure.required("NoMemory.failure")?)?,
+        },
+        Kind::RangesFreed(wire) => NodeToClient::RangesFreed(
+            wire.locations.into_iter().map(Location::try_from).collect::<Result<_, _>>()?,
+        ),
+        Kind::Evict(object) => NodeToClient::Evict { object: object.into() },
+        Kind::RecallMemory(_) => NodeToClient::RecallMemory,
+        Kind::Run(wire) => NodeToClient::Run(Box::new(run(reading, wire)?)),
+        Kind::Cancel(wire) => NodeToClient::Cancel { tag: wire.tag, reason: wire.reason },
+        Kind::Exit(_) => NodeToClient::Exit,
+        Kind::Log(wire) => NodeToClient::Log(log_lines(wire.lines)?),
+        Kind::Notice(text) => NodeToClient::Notice { text },
+        Kind::Reply(wire) => NodeToClient::Reply {
+            number: wire.number,
+            reply: decode_reply(wire.reply.required("NumberedReply.reply")?)?,
+        },
+    })
+}
+
+fn ready_to_wire(object: ObjectId, value: &Value) -> v1::Ready {
+    v1::Ready { object: Some(object.into()), value: Some(value_to_wire(value)) }
+}
+
+fn ready(reading: &Reading<'_>, wire: v1::Ready) -> Result<(ObjectId, Value), WireError> {
+    let value = value(reading, wire.value.required("Ready.value")?)?;
+    Ok((wire.object.required("Ready.object")?.into(), value))
+}
+
+fn run_to_wire(run: &RunTask, templates: &mut TemplateWriter) -> v1::RunTask {
+    v1::RunTask {
+        tag: run.tag,
+        slot: run.slot.into(),
+        term: run.attempt.term,
+        n: run.attempt.n,
+        spec: Some(spec_to_wire(&run.spec, templates)),
+        values: run.values.iter().map(|(object, value)| ready_to_wire(*object, value)).collect(),
+        gpus: gpus_to_wire(&run.gpus),
+    }
+}
+
+fn run(reading: &mut Reading<'_>, wire: v1::RunTask) -> Result<RunTask, WireError> {
+    let slot = wire.slot;
+    Ok(RunTask {
+        tag: wire.tag,
+        slot: u16::try_from(slot)
+            .map_err(|_| WireError::invalid("RunTask.slot", format!("is {slot}, which is no slot")))?,
+        attempt: Attempt { term: wire.term, n: wire.n },
+        spec: Arc::new(spec(reading, wire.spec.required("RunTask.spec")?)?),
+        values: wire.values.into_iter().map(|wire| ready(reading, wire)).collect::<Result<_, _>>()?,
+        gpus: gpus(&wire.gpus)?,
+    })
+}

@@ -1,0 +1,162 @@
+//! What a task is and how it ends.
+
+use bytes::Bytes;
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::ids::MAX_RETURNS;
+use cluster_types::task::Strategy;
+use cluster_types::{
+    JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, TaskResult, TaskSpec, TaskTemplate,
+};
+
+use super::Reading;
+use super::common::{entries, failure, failure_to_wire, inline, objects, objects_to_wire, task_id};
+use super::template::TemplateWriter;
+use crate::error::Required;
+use crate::{WireError, v1};
+
+pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
+    use v1::strategy::Kind;
+    let strategy = match template.strategy {
+        Strategy::Default => Kind::Default(v1::Nothing {}),
+        Strategy::Spread => Kind::Spread(v1::Nothing {}),
+        Strategy::Node { id, soft } => Kind::Node(v1::OnNode { node: id.0, soft }),
+    };
+    v1::TaskTemplate {
+        name: template.name.to_string(),
+        function: Some(template.function.into()),
+        resources: Some((&template.resources).into()),
+        num_returns: template.num_returns,
+        max_retries: template.max_retries,
+        retry_exceptions: template.retry_exceptions.clone(),
+        env_vars: template.env_vars.clone(),
+        strategy: Some(v1::Strategy { kind: Some(strategy) }),
+    }
+}
+
+pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate, WireError> {
+    use v1::strategy::Kind;
+    if wire.num_returns > MAX_RETURNS {
+        let problem = format!("is {}; a task returns at most {MAX_RETURNS} values", wire.num_returns);
+        return Err(WireError::Invalid { field: "TaskTemplate.num_returns", problem });
+    }
+    let resources: Resources = wire.resources.unwrap_or_default().try_into()?;
+    resources
+        .check_request()
+        .map_err(|error| WireError::invalid("TaskTemplate.resources.gpu", error.to_string()))?;
+    let strategy = wire.strategy.required("TaskTemplate.strategy")?.kind.required("Strategy.kind")?;
+    Ok(TaskTemplate {
+        name: wire.name.into(),
+        function: wire.function.required("TaskTemplate.function")?.into(),
+        resources,
+        num_returns: wire.num_returns,
+        max_retries: wire.max_retries,
+        retry_exceptions: wire.retry_exceptions,
+        env_vars: entries("TaskTemplate.env_vars", wire.env_vars)?,
+        strategy: match strategy {
+            Kind::Default(_) => Strategy::Default,
+            Kind::Spread(_) => Strategy::Spread,
+            Kind::Node(on) => Strategy::Node { id: NodeId(on.node), soft: on.soft },
+        },
+    })
+}
+
+pub(super) fn spec_to_wire(spec: &TaskSpec, templates: &mut TemplateWriter) -> v1::TaskSpec {
+    use v1::task_spec::Payload as Wire;
+    v1::TaskSpec {
+        client: spec.id.client.0,
+        seq: spec.id.seq,
+        job: spec.job.0,
+        template: templates.write(&spec.template),
+        payload: Some(match &spec.payload {
+            Payload::Inline(bytes) => Wire::Inline(bytes.clone()),
+            Payload::Stored(object) => Wire::Stored((*object).into()),
+        }),
+        deps: objects_to_wire(&spec.deps),
+        borrowed: objects_to_wire(&spec.borrowed),
+    }
+}
+
+pub(super) fn spec(reading: &mut Reading<'_>, wire: v1::TaskSpec) -> Result<TaskSpec, WireError> {
+    use v1::task_spec::Payload as Wire;
+    Ok(TaskSpec {
+        id: task_id("TaskSpec.seq", wire.client, wire.seq)?,
+        job: JobId(wire.job),
+        template: reading.templates.read(&wire.template)?,
+        payload: match wire.payload.required("TaskSpec.payload")? {
+            Wire::Inline(bytes) => Payload::Inline(inline(reading, "TaskSpec.inline", bytes)?),
+            Wire::Stored(object) => Payload::Stored(object.into()),
+        },
+        deps: objects("TaskSpec.deps", &wire.deps)?,
+        borrowed: objects("TaskSpec.borrowed", &wire.borrowed)?,
+    })
+}
+
+fn result_to_wire(value: &ResultValue, contains: Bytes) -> v1::TaskResult {
+    use v1::task_result::Value as Wire;
+    let value = match value {
+        ResultValue::Inline(bytes) => Wire::Inline(bytes.clone()),
+        ResultValue::Stored { size } => Wire::Stored(*size),
+    };
+    v1::TaskResult { value: Some(value), contains }
+}
+
+fn result_value(
+    reading: &Reading<'_>,
+    wire: Option<v1::task_result::Value>,
+) -> Result<ResultValue, WireError> {
+    use v1::task_result::Value as Wire;
+    Ok(match wire.required("TaskResult.value")? {
+        Wire::Inline(bytes) => ResultValue::Inline(inline(reading, "TaskResult.inline", bytes)?),
+        Wire::Stored(size) => ResultValue::Stored { size },
+    })
+}
+
+fn result(reading: &Reading<'_>, wire: v1::TaskResult) -> Result<TaskResult, WireError> {
+    let contains: Refs = objects("TaskResult.contains", &wire.contains)?;
+    Ok(TaskResult { value: result_value(reading, wire.value)?, contains })
+}
+
+pub(super) fn outcome_to_wire(outcome: &Outcome) -> v1::Outcome {
+    use v1::outcome::Kind;
+    let kind = match outcome {
+        Outcome::Ok(results) => Kind::Ok(v1::TaskResults {
+            results: results
+                .iter()
+                .map(|result| result_to_wire(&result.value, objects_to_wire(&result.contains)))
+                .collect(),
+        }),
+        Outcome::Failed(failure) => Kind::Failed(failure_to_wire(failure)),
+    };
+    v1::Outcome { kind: Some(kind) }
+}
+
+pub(super) fn outcome(reading: &Reading<'_>, wire: v1::Outcome) -> Result<Outcome, WireError> {
+    use v1::outcome::Kind;
+    Ok(match wire.kind.required("Outcome.kind")? {
+        Kind::Ok(ok) => {
+            Outcome::Ok(ok.results.into_iter().map(|wire| result(reading, wire)).collect::<Result<_, _>>()?)
+        }
+        Kind::Failed(wire) => Outcome::Failed(failure(reading, wire)?),
+    })
+}
+
+pub(super) fn finished_to_wire(outcome: &FinishedOutcome) -> v1::Outcome {
+    use v1::outcome::Kind;
+    let kind = match outcome {
+        FinishedOutcome::Ok(values) => Kind::Ok(v1::TaskResults {
+            results: values.iter().map(|value| result_to_wire(value, Bytes::new())).collect(),
+        }),
+        FinishedOutcome::Failed(failure) => Kind::Failed(failure_to_wire(failure)),
+    };
+    v1::Outcome { kind: Some(kind) }
+}
+
+pub(super) fn finished(reading: &Reading<'_>, wire: v1::Outcome) -> Result<FinishedOutcome, WireError> {
+    use v1::outcome::Kind;
+    Ok(match wire.kind.required("Outcome.kind")? {
+        Kind::Ok(ok) => FinishedOutcome::Ok(
+            ok.results.into_iter().map(|wire| result_value(reading, wire.value)).collect::<Result<_, _>>()?,
+        ),
+        Kind::Failed(wire) => FinishedOutcome::Failed(failure(reading, wire)?),
+    })
+}
