@@ -16,6 +16,7 @@ the next network is made. It takes root's rights (CAP_NET_ADMIN and CAP_SYS_ADMI
 """
 
 from testkit.host import CommandFailed, Host
+from testkit.machine import Machine, RunProgram
 from testkit.network import Network
 from testkit.permissions import TestkitUnavailable
 from testkit.processes import Process, Role
@@ -26,9 +27,11 @@ __all__ = [
     "CommandFailed",
     "DeadlinePassed",
     "Host",
+    "Machine",
     "Network",
     "Process",
     "Role",
+    "RunProgram",
     "TestkitUnavailable",
     "assert_nothing_left",
     "leftovers",
