@@ -77,7 +77,7 @@ import concurrent_ml as cml
 
 def private(pid):
     with open(f"/proc/{pid}/smaps_rollup") as lines:
-        return sum(int(l.split()[1]) for l in lines if l.startswith(("Private_Clean", "Private_Dirty"))) / 1e3
+        return sum(int(l.split()[1]) for l in lines if l.startswith(("Private_Clean", "Private_Dirty"))) * 1024 / 1e6
 
 @cml.remote
 def idle():

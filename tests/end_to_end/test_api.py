@@ -433,6 +433,6 @@ def test_global_random_numbers_differ_between_executors(cml, tmp_path):
     assert first != second
 
 
-def test_a_remote_class_body_is_not_a_function_by_accident(cml):
+def test_remote_of_something_that_is_no_function_says_so(cml):
     with pytest.raises(TypeError, match=r"(?i)callable|function"):
         cml.remote(5)
