@@ -1,1 +1,3 @@
 //! The worker daemon: registration, executor supervision, device discovery.
+
+pub mod supervisor;
