@@ -213,7 +213,7 @@ def test_the_token_is_for_its_owner_only(up: Up):
 def test_without_the_right_token_nothing_is_answered(up: Up, tmp_path: Path, token: str):
     strange = {"CLUSTER_TOKEN": token, "CLUSTER_DIR": str(tmp_path / "elsewhere")}
     begun = time.monotonic()
-    done = up.machine.cluster("status", check=False, **strange)
+    done = up.machine.cluster("status", check=False, env=strange)
     assert done.returncode != 0
     assert "token" in done.stderr
     driver = up.machine.program(SQUARES, env=strange, check=False)
@@ -233,7 +233,7 @@ def test_the_token_can_come_from_a_file(up: Up, tmp_path: Path):
 
 def test_nobody_at_the_address_is_told_within_five_seconds(machine: Machine):
     begun = time.monotonic()
-    done = machine.cluster("status", "--address", "127.0.0.1:9", check=False, CLUSTER_TOKEN="any")
+    done = machine.cluster("status", "--address", "127.0.0.1:9", check=False, env={"CLUSTER_TOKEN": "any"})
     assert time.monotonic() - begun < 5
     assert done.returncode != 0
     assert "127.0.0.1:9" in done.stderr
@@ -241,7 +241,7 @@ def test_nobody_at_the_address_is_told_within_five_seconds(machine: Machine):
 
 def test_joining_nobody_is_told_within_five_seconds_and_leaves_nothing(machine: Machine):
     begun = time.monotonic()
-    done = machine.cluster("up", "--join", "127.0.0.1:9", check=False, CLUSTER_TOKEN="any")
+    done = machine.cluster("up", "--join", "127.0.0.1:9", check=False, env={"CLUSTER_TOKEN": "any"})
     assert time.monotonic() - begun < 7
     assert done.returncode != 0
     assert "127.0.0.1:9" in done.stderr
@@ -295,7 +295,7 @@ def test_flags_win_over_environment_and_environment_over_the_file(machine: Machi
     (tmp_path / "cluster.toml").write_text(f"num_cpus = 3\ndata_port = {free_port()}\nport = 1\n")
     port = free_port()
     arguments = ["up", "--config", str(tmp_path / "cluster.toml"), "--port", str(port)]
-    machine.cluster(*arguments, CLUSTER_NUM_CPUS="5", CLUSTER_PORT="2")
+    machine.cluster(*arguments, env={"CLUSTER_NUM_CPUS": "5", "CLUSTER_PORT": "2"})
     status = json.loads(machine.cluster("status", "--address", f"127.0.0.1:{port}", "--json").stdout)
     assert status["resources"]["total"]["CPU"] == 5
     machine.cluster("down")

@@ -67,12 +67,12 @@ class Machine:
         return subprocess.CompletedProcess([], child.returncode, out, err)
 
     def cluster(
-        self, *arguments: str, check: bool = True, timeout: float = 30, **env: str
+        self, *arguments: str, check: bool = True, timeout: float = 30, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Runs ``cluster ARGUMENTS``."""
         done = subprocess.run(
             ["cluster", *arguments],
-            env={**self.environment, **env},
+            env={**self.environment, **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
