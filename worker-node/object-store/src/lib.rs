@@ -12,6 +12,7 @@
 //! | [`copy`](mod@copy) | copies by two threads | |
 //! | [`slots`] | the page that a daemon and an executor share | its state |
 //! | [`spill`] | objects on disk | |
+//! | [`transfer`] | objects from node to node | |
 
 pub mod alloc;
 pub mod copy;
@@ -20,5 +21,6 @@ pub mod segment;
 pub mod slots;
 pub mod spill;
 mod threads;
+pub mod transfer;
 
 pub use cluster_types::{Location, SegmentId};
