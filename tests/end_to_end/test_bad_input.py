@@ -89,12 +89,12 @@ def test_more_cpus_than_there_are_is_an_error_on_an_embedded_cluster(cml):
 @pytest.mark.parametrize("option", ["num_cpus", "num_gpus", "memory"])
 def test_an_amount_that_is_none_is_refused_by_name(cml, option, amount):
     with pytest.raises((ValueError, TypeError), match=option):
-        cml.remote(**{option: amount})(len).remote("")
+        cml.remote(**{option: amount})(lambda: 1).remote()
 
 
 def test_a_negative_custom_resource_is_refused_by_name(cml):
     with pytest.raises(ValueError, match="lamp"):
-        cml.remote(resources={"lamp": -1})(len).remote("")
+        cml.remote(resources={"lamp": -1})(lambda: 1).remote()
 
 
 @pytest.mark.parametrize("thing", [5, "a ref?", None, {"a": 1}])

@@ -107,7 +107,7 @@ def test_why_names_what_a_task_waits_for(up: Up):
     text = """
 import concurrent_ml as cml
 cml.init()
-ref = cml.remote(resources={"unicorn": 1})(len).remote("a")
+ref = cml.remote(resources={"unicorn": 1})(lambda: 1).remote()
 print("submitted", flush=True)
 cml.get(ref)
 """

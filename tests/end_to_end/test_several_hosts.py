@@ -1,6 +1,7 @@
 """Clusters of several hosts, each a network namespace with real daemons in it."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,29 @@ cml.shutdown()
     done = a.python(text)
     line = next(line for line in (done.stdout + done.stderr).splitlines() if "hello from afar" in line)
     assert "chatty" in line.partition("hello")[0]
+
+
+def test_a_full_disk_while_spilling_is_an_error_that_says_so_and_loses_nothing(net: Network):
+    a = net.host("a")
+    # The run directory, where objects are spilled to, is a disk of 32 MiB.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs", a.directory], check=True)
+    try:
+        a.cluster_up(num_cpus=1, object_store_memory="64MiB")
+        text = """
+import numpy as np
+import concurrent_ml as cml
+cml.init()
+refs = []
+try:
+    for number in range(64):
+        refs.append(cml.put(np.full(2**19, number)))
+except (OSError, cml.exceptions.ObjectStoreFullError) as error:
+    print("told:", error)
+print(len(refs) >= 10, all((cml.get(ref) == number).all() for number, ref in enumerate(refs)))
+"""
+        shown = a.python(text).stdout
+        assert re.search(r"(?i)told: .*(disk|space|spill)", shown)
+        assert shown.splitlines()[-1] == "True True"
+    finally:
+        a.kill_everything()
+        subprocess.run(["umount", "--lazy", a.directory], check=True)
