@@ -3,12 +3,14 @@
 //!
 //! - [`Codec`]: batches of messages and hellos, both ways. One per thread; it remembers task templates.
 //! - [`frame`]: length-prefixed frames on a Unix socket.
+//! - [`auth`]: the cluster's token on every call.
 //! - [`stream`]: numbered frames on a gRPC stream, large batches cut into pieces.
 //! - [`v1`]: what the build generates, services included.
 //!
 //! Whatever bytes a peer sends, decoding them returns a [`WireError`] that names the field, or a message that obeys
 //! the limits in [`limits`]; it never panics.
 
+pub mod auth;
 mod codec;
 mod error;
 pub mod frame;
@@ -24,6 +26,3 @@ pub mod v1 {
 pub use codec::Codec;
 pub use codec::query::{decode_query, decode_reply, encode_query, encode_reply};
 pub use error::{WireError, check_protocol};
-
-/// The metadata entry of every gRPC call that carries the cluster's token.
-pub const TOKEN_METADATA: &str = "cluster-token";
