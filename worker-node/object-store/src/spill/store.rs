@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_and_leaves_nothing() {
-        // A small tmpfs would need root; a file size limit beyond any disk answers alike.
+        // Longer than any disk: answered like a full one, before anything is written.
         let fixture = Fixture::new("full");
         let store = SpillStore::open(&fixture.0).unwrap();
         let path = store.path(SpillFileId(5));
