@@ -1,3 +1,34 @@
 //! The worker daemon: registration, executor supervision, device discovery.
+//!
+//! A daemon is an edge around pure cores: events in, effects out, all on one thread.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`daemon`] | puts a daemon together and runs it: [`run_worker`], [`run_embedded`] |
+//! | `event_loop` | the queue, the pump, the turn of the loop |
+//! | `sockets`, `gateway` | clients by Unix socket, and by gRPC |
+//! | `clients`, `outbox` | what an attached client is; writing without blocking |
+//! | `head_side`, `head_link` | the head beside us in the same process, or over gRPC |
+//! | `store_host` | segments, spill files, the data port |
+//! | [`supervisor`], `executors` | processes; what the core knows of them |
+//! | `devices` | what this machine has |
 
+mod clients;
+pub mod config;
+pub mod daemon;
+mod devices;
+mod event_loop;
+mod executors;
+mod gateway;
+mod head_link;
+mod head_side;
+mod orphans;
+mod outbox;
+mod sockets;
+mod stand_in;
+mod store_host;
 pub mod supervisor;
+
+pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
+pub use daemon::{run_embedded, run_worker};
+pub use sockets::SOCKET_NAME;

@@ -181,10 +181,14 @@ impl Supervisor {
         }
     }
 
-    /// Whether a job's interpreter is the one that this daemon runs by default.
-    pub fn is_default(&self, python: &str) -> bool {
-        let inner = self.inner.borrow();
-        inner.environment(python).python == inner.config.python
+    /// Which interpreter runs a job that names this one.
+    pub fn resolve(&self, python: &str) -> PathBuf {
+        self.inner.borrow().environment(python).python
+    }
+
+    /// Whether a job names just the interpreter that this daemon runs by default.
+    pub fn is_default_by_name(&self, python: &str) -> bool {
+        self.inner.borrow().config.python == Path::new(python)
     }
 
     /// Starts an executor. Whatever happens to it comes as events, `Exited` the last.
@@ -338,7 +342,9 @@ async fn listen(inner: Weak<RefCell<Inner>>, environment: Environment, zygote: Z
     let python = environment.python.display();
     let reason = match failure {
         Some(failure) => format!("the interpreter {python} cannot run executors: {failure}"),
-        None => zygote.explain(format!("the executors' parent process (the zygote of {python}) ended: {status}")),
+        None => {
+            zygote.explain(format!("the executors' parent process (the zygote of {python}) ended: {status}"))
+        }
     };
     inner.borrow_mut().zygote_ended(&environment, &reason);
 }

@@ -16,7 +16,8 @@ pub(crate) fn python() -> PathBuf {
     if own.exists() {
         return own;
     }
-    let output = std::process::Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
+    let output =
+        std::process::Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
     PathBuf::from(String::from_utf8(output.unwrap().stdout).unwrap().trim())
 }
 
@@ -26,7 +27,8 @@ pub(crate) fn fake_config(socket: PathBuf, token: &str) -> SupervisorConfig {
     let zygote = root.join("../client-sdk/python/concurrent_ml/_zygote.py");
     let mut config = SupervisorConfig::new(python(), socket, token.to_owned());
     let path = format!("import sys; sys.path.insert(0, {:?}); ", root.join("tests"));
-    let run = format!("import runpy; sys.argv[0] = 'zygote'; runpy.run_path({zygote:?}, run_name='__main__')");
+    let run =
+        format!("import runpy; sys.argv[0] = 'zygote'; runpy.run_path({zygote:?}, run_name='__main__')");
     config.arguments = vec!["-c".to_owned(), path + &run, "fake_executors:main".to_owned()];
     config
 }

@@ -1,0 +1,171 @@
+//! One attached client: what it is, and what waits to be told to it.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use cluster_proto::Codec;
+use cluster_store::segment::MAX_FDS;
+use cluster_types::{ClientId, ClientKind, NodeToClient};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, watch};
+
+use crate::gateway::RemoteClient;
+use crate::outbox::{OUTBOX_LOGS, OUTBOX_MAX, Outbox, Written};
+
+pub(crate) struct Client {
+    pub(crate) kind: ClientKind,
+    pub(crate) link: ClientLink,
+    /// Gathered in this turn.
+    pub(crate) messages: Vec<NodeToClient>,
+    /// One for each `Segment` among them, in order.
+    pub(crate) descriptors: VecDeque<Arc<OwnedFd>>,
+    /// Whether it is listed as having something to write.
+    pub(crate) marked: bool,
+    /// Close after what is gathered.
+    pub(crate) closing: bool,
+    /// Becomes true when nothing more will be read from it.
+    pub(crate) drained: watch::Receiver<bool>,
+    buffer: BytesMut,
+}
+
+pub(crate) enum ClientLink {
+    Socket(Rc<SocketLink>),
+    Remote(RemoteClient),
+}
+
+/// The writing half of a client's socket.
+pub(crate) struct SocketLink {
+    pub(crate) stream: UnixStream,
+    outbox: RefCell<Outbox>,
+    /// The outbox has something for the writer task.
+    blocked: Notify,
+    /// No more is to be written, and nobody will read: the connection is of no use.
+    pub(crate) broken: Notify,
+}
+
+impl SocketLink {
+    pub(crate) fn new(stream: UnixStream) -> Rc<SocketLink> {
+        let (outbox, blocked, broken) = (RefCell::default(), Notify::new(), Notify::new());
+        Rc::new(SocketLink { stream, outbox, blocked, broken })
+    }
+
+    /// Writes what the socket would not take at once. Ends when the connection is broken.
+    pub(crate) async fn write_leftovers(&self) {
+        loop {
+            self.blocked.notified().await;
+            loop {
+                if self.stream.writable().await.is_err() {
+                    return;
+                }
+                let written = self.outbox.borrow_mut().drain(&self.stream);
+                match written {
+                    Written::All => break,
+                    Written::Blocked => {}
+                    Written::Broken => return,
+                }
+            }
+        }
+    }
+
+    fn write(&self, frames: &mut BytesMut, fds: Vec<Arc<OwnedFd>>) {
+        match self.outbox.borrow_mut().write(&self.stream, frames, fds) {
+            Written::All => {}
+            Written::Blocked => self.blocked.notify_one(),
+            Written::Broken => self.broken.notify_one(),
+        }
+    }
+
+    /// Everything was taken by the kernel, or never will be.
+    pub(crate) async fn flushed(&self) {
+        loop {
+            let written = self.outbox.borrow_mut().drain(&self.stream);
+            if written != Written::Blocked || self.stream.writable().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(kind: ClientKind, link: ClientLink, drained: watch::Receiver<bool>) -> Client {
+        let (messages, descriptors, buffer) = (Vec::new(), VecDeque::new(), BytesMut::new());
+        Client { kind, link, messages, descriptors, marked: false, closing: false, drained, buffer }
+    }
+
+    /// Bytes that its connection has not taken.
+    fn backlog(&self) -> usize {
+        match &self.link {
+            ClientLink::Socket(socket) => socket.outbox.borrow().bytes(),
+            ClientLink::Remote(remote) => remote.backlog(),
+        }
+    }
+
+    /// Writes what was gathered.
+    pub(crate) fn flush(&mut self, client: ClientId, codec: &mut Codec) {
+        let backlog = self.backlog();
+        if backlog > OUTBOX_LOGS {
+            self.messages.retain(|message| !matches!(message, NodeToClient::Log(_)));
+        }
+        if backlog > OUTBOX_MAX {
+            tracing::warn!(%client, backlog, "a client does not read what it is told; parting with it");
+            self.messages.clear();
+            self.descriptors.clear();
+            self.disconnect();
+            return;
+        }
+        match &self.link {
+            ClientLink::Socket(socket) => {
+                let mut left = self.messages.as_slice();
+                while !left.is_empty() {
+                    let (now, fds) = take_batch(&mut left, &mut self.descriptors);
+                    codec.frame_node_messages(now, &mut self.buffer);
+                    socket.write(&mut self.buffer, fds);
+                }
+                if self.buffer.capacity() > 1 << 20 {
+                    self.buffer = BytesMut::new();
+                }
+            }
+            ClientLink::Remote(remote) => remote.send(&self.messages, codec, &mut self.buffer),
+        }
+        self.messages.clear();
+        if self.closing {
+            self.disconnect();
+        }
+    }
+
+    /// Ends the connection, after what the kernel or the stream already took.
+    fn disconnect(&mut self) {
+        match &self.link {
+            ClientLink::Socket(socket) => {
+                let socket = socket.clone();
+                tokio::task::spawn_local(async move {
+                    let grace = std::time::Duration::from_secs(1);
+                    let _ = tokio::time::timeout(grace, socket.flushed()).await;
+                    let _ = rustix::net::shutdown(&socket.stream, rustix::net::Shutdown::Both);
+                    socket.broken.notify_one();
+                });
+            }
+            ClientLink::Remote(remote) => remote.close(),
+        }
+    }
+}
+
+/// As many messages as go in one write, with the descriptors of the segments among them.
+fn take_batch<'a>(
+    left: &mut &'a [NodeToClient],
+    descriptors: &mut VecDeque<Arc<OwnedFd>>,
+) -> (&'a [NodeToClient], Vec<Arc<OwnedFd>>) {
+    let segments = |message: &&NodeToClient| matches!(message, NodeToClient::Segment { .. });
+    let count = match left.iter().enumerate().filter(|(_, message)| segments(message)).nth(MAX_FDS) {
+        Some((one_too_many, _)) => one_too_many,
+        None => left.len(),
+    };
+    let (now, later) = left.split_at(count);
+    *left = later;
+    let with_it = now.iter().filter(segments).count().min(descriptors.len());
+    (now, descriptors.drain(..with_it).collect())
+}

@@ -1,0 +1,386 @@
+//! The daemon's one thread: events in, a step of the core, effects out.
+//!
+//! Whoever has events puts them into the queue and pumps it; a step never calls another (rule T2). What the cores want
+//! told is gathered per peer and written once per turn of the event loop, when all that was readable has been read.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use cluster_proto::Codec;
+use cluster_types::client_node::LogLine;
+use cluster_types::{
+    ClientId, ClientKind, ClientToNode, Incarnation, JobId, Map, NodeHello, NodeId, NodeToClient, NodeToHead,
+    Time,
+};
+use tokio::sync::{Notify, mpsc};
+use worker_core::{Effect, Event};
+
+use crate::clients::Client;
+use crate::config::Machine;
+use crate::executors::Executors;
+use crate::head_side::HeadSide;
+use crate::store_host::{StoreHost, StoreNotice};
+use crate::supervisor::{ExecutorEvent, Supervisor};
+
+/// The cores are called at least this often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Everything the daemon has. One thread; shared by its tasks.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    daemon: Rc<RefCell<Daemon>>,
+    signals: Rc<Signals>,
+}
+
+/// What wakes the loop's own tasks.
+#[derive(Default)]
+struct Signals {
+    /// Something is to be written.
+    flush: Notify,
+    /// The time of the next tick was brought forward.
+    tick: Notify,
+}
+
+/// An event for one of the cores of this process.
+enum Pending {
+    Node(Event),
+    Head(head_core::event::Event),
+}
+
+pub(crate) struct Daemon {
+    pub(crate) node_id: NodeId,
+    pub(crate) token: String,
+    pub(crate) machine: Rc<Machine>,
+    pub(crate) codec: Codec,
+    pub(crate) clients: Map<ClientId, Client>,
+    pub(crate) executors: Executors,
+    pub(crate) store: StoreHost,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) head: HeadSide,
+    node: crate::stand_in::Node,
+    queue: VecDeque<Pending>,
+    effects: Vec<Effect>,
+    head_effects: Vec<head_core::event::Effect>,
+    /// Clients with something to write.
+    unflushed: Vec<ClientId>,
+    origin: Instant,
+    wake_at: Option<Time>,
+    /// The head's planning was cut short (rule S6): it goes on after the I/O that is due.
+    head_again: bool,
+    signals: Rc<Signals>,
+}
+
+/// What a daemon is put together from.
+pub(crate) struct Parts {
+    pub(crate) node: worker_core::NodeConfig,
+    pub(crate) token: String,
+    pub(crate) machine: Rc<Machine>,
+    pub(crate) store: StoreHost,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) head: HeadSide,
+}
+
+impl Handle {
+    pub(crate) fn new(parts: Parts) -> Handle {
+        let signals = Rc::new(Signals::default());
+        let daemon = Daemon {
+            node_id: parts.node.node,
+            token: parts.token,
+            machine: parts.machine,
+            codec: Codec::default(),
+            clients: Map::default(),
+            executors: Executors::default(),
+            store: parts.store,
+            supervisor: parts.supervisor,
+            head: parts.head,
+            node: crate::stand_in::Node::new(parts.node),
+            queue: VecDeque::new(),
+            effects: Vec::new(),
+            head_effects: Vec::new(),
+            unflushed: Vec::new(),
+            origin: Instant::now(),
+            wake_at: None,
+            head_again: false,
+            signals: signals.clone(),
+        };
+        Handle { daemon: Rc::new(RefCell::new(daemon)), signals }
+    }
+
+    /// Never held across an await.
+    pub(crate) fn borrow(&self) -> RefMut<'_, Daemon> {
+        self.daemon.borrow_mut()
+    }
+
+    /// One event, and all that follows from it.
+    pub(crate) fn feed(&self, event: Event) {
+        let mut daemon = self.borrow();
+        daemon.push(event);
+        daemon.pump();
+    }
+
+    /// The loop's own tasks; they end with the `LocalSet`.
+    pub(crate) fn start(
+        &self,
+        mut store: mpsc::UnboundedReceiver<StoreNotice>,
+        mut executors: mpsc::UnboundedReceiver<ExecutorEvent>,
+    ) {
+        let handle = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                handle.signals.flush.notified().await;
+                handle.borrow().flush();
+            }
+        });
+        let handle = self.clone();
+        tokio::task::spawn_local(async move { handle.tick_for_ever().await });
+        let handle = self.clone();
+        tokio::task::spawn_local(async move {
+            while let Some(notice) = store.recv().await {
+                let mut daemon = handle.borrow();
+                daemon.store_says(notice);
+                while let Ok(notice) = store.try_recv() {
+                    daemon.store_says(notice);
+                }
+                daemon.pump();
+            }
+        });
+        let handle = self.clone();
+        tokio::task::spawn_local(async move {
+            while let Some(event) = executors.recv().await {
+                crate::executors::on_event(&handle, event);
+            }
+        });
+    }
+
+    async fn tick_for_ever(&self) {
+        loop {
+            let deadline = self.borrow().next_tick();
+            let sleep = tokio::time::sleep_until(deadline.into());
+            tokio::select! {
+                () = sleep => self.borrow().tick(),
+                () = self.signals.tick.notified() => {
+                    // Brought forward; if it is due by now, not even a timer is needed.
+                    let mut daemon = self.borrow();
+                    if daemon.next_tick() <= Instant::now() {
+                        daemon.tick();
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Daemon {
+    fn now(&self) -> Time {
+        Time(self.origin.elapsed().as_micros() as u64)
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        self.queue.push_back(Pending::Node(event));
+    }
+
+    pub(crate) fn push_head(&mut self, event: head_core::event::Event) {
+        self.queue.push_back(Pending::Head(event));
+    }
+
+    fn next_tick(&self) -> Instant {
+        let now = Instant::now();
+        if self.head_again {
+            return now;
+        }
+        match self.wake_at {
+            Some(at) => (self.origin + Duration::from_micros(at.0)).min(now + TICK),
+            None => now + TICK,
+        }
+    }
+
+    fn tick(&mut self) {
+        self.wake_at = None;
+        self.head_again = false;
+        self.push(Event::Tick);
+        if matches!(self.head, HeadSide::Embedded { .. }) {
+            self.push_head(head_core::event::Event::Tick);
+        }
+        self.pump();
+    }
+
+    /// Steps the cores until nothing is pending, and does what they want done.
+    pub(crate) fn pump(&mut self) {
+        let now = self.now();
+        while let Some(pending) = self.queue.pop_front() {
+            match pending {
+                Pending::Node(event) => {
+                    let mut effects = std::mem::take(&mut self.effects);
+                    self.node.step(now, event, &mut effects);
+                    for effect in effects.drain(..) {
+                        self.perform(effect);
+                    }
+                    self.effects = effects;
+                }
+                Pending::Head(event) => self.step_head(now, event),
+            }
+        }
+    }
+
+    fn step_head(&mut self, now: Time, event: head_core::event::Event) {
+        let HeadSide::Embedded { head, .. } = &mut self.head else { return };
+        let mut effects = std::mem::take(&mut self.head_effects);
+        if head.step(now, event, &mut effects) {
+            self.head_again = true;
+            self.signals.tick.notify_one();
+        }
+        for effect in effects.drain(..) {
+            self.perform_for_head(effect);
+        }
+        self.head_effects = effects;
+    }
+
+    /// The embedded head's only node is the one beside it.
+    fn perform_for_head(&mut self, effect: head_core::event::Effect) {
+        use head_core::event::Effect;
+        match effect {
+            Effect::AdmitNode { incarnation, message, .. } => {
+                if let HeadSide::Embedded { incarnation: ours, .. } = &mut self.head {
+                    *ours = incarnation;
+                }
+                self.push(Event::FromHead(message));
+            }
+            Effect::ToNode { message, .. } => self.push(Event::FromHead(message)),
+            Effect::RefuseNode { reason, .. } | Effect::CloseNode { reason, .. } => {
+                tracing::error!(reason, "the embedded head parted with its own node");
+            }
+            // Nobody asks an embedded head itself, and nothing of it outlives its driver.
+            Effect::Reply { .. } | Effect::Persist(_) => {}
+        }
+    }
+
+    /// Begins the conversation with an embedded head.
+    pub(crate) fn connect_embedded(&mut self, hello: NodeHello) {
+        self.push_head(head_core::event::Event::NodeConnected { connection: 1, hello });
+        self.pump();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::ToHead(message) => self.tell_head(message),
+            Effect::ToClient { client, message } => self.tell_client(client, message),
+            Effect::CloseClient { client } => {
+                if let Some(known) = self.clients.get_mut(&client) {
+                    known.closing = true;
+                    self.mark(client);
+                }
+            }
+            Effect::StartExecutor { executor, job, info, env_vars, gpus } => {
+                self.start_executor(executor, job, &info, &env_vars, &gpus);
+            }
+            Effect::EndExecutor { executor, force } => self.supervisor.end(executor, force),
+            Effect::Interrupt { executor, tag } => {
+                self.executors.request_cancel(executor, tag);
+                self.supervisor.interrupt(executor);
+            }
+            Effect::Revoke { executor, slot, tag } => {
+                let won = self.executors.revoke(executor, slot, tag);
+                self.push(Event::Revoked { executor, tag, won });
+            }
+            Effect::WakeAt(at) => {
+                if self.wake_at.is_none_or(|known| at < known) {
+                    self.wake_at = Some(at);
+                    if at.since(self.now()).0 < TICK.as_micros() as u64 {
+                        self.signals.tick.notify_one();
+                    }
+                }
+            }
+            Effect::SendBytes { client, object } => self.store.send_bytes(client, object),
+            other => self.store.perform(other),
+        }
+    }
+
+    fn tell_head(&mut self, message: NodeToHead) {
+        match &mut self.head {
+            HeadSide::Embedded { incarnation, .. } => {
+                let (node, incarnation): (NodeId, Incarnation) = (self.node_id, *incarnation);
+                self.push_head(head_core::event::Event::FromNode { node, incarnation, message });
+            }
+            HeadSide::Remote(link) => {
+                if link.tell(message) {
+                    self.signals.flush.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Gathers a message; it is written when the turn ends.
+    pub(crate) fn tell_client(&mut self, client: ClientId, message: NodeToClient) {
+        let message = match message {
+            NodeToClient::RangesFreed(ranges) => match self.store.free_now(client, ranges) {
+                ranges if ranges.is_empty() => return,
+                ranges => NodeToClient::RangesFreed(ranges),
+            },
+            other => other,
+        };
+        let Some(known) = self.clients.get_mut(&client) else { return };
+        let message = match message {
+            NodeToClient::Segment { segment, writable, .. } => {
+                let Some((len, descriptor)) = self.store.descriptor(segment, writable) else {
+                    tracing::error!(?segment, "a client was to be told of a segment that is gone");
+                    return;
+                };
+                known.descriptors.push_back(descriptor);
+                // Of segments that the store made for itself the core does not know the length.
+                NodeToClient::Segment { segment, len, writable }
+            }
+            other => other,
+        };
+        if let (NodeToClient::Run(run), ClientKind::Executor { executor }) = (&message, &known.kind) {
+            self.executors.offer(*executor, run.slot, run.tag);
+        }
+        known.messages.push(message);
+        self.mark(client);
+    }
+
+    fn mark(&mut self, client: ClientId) {
+        if let Some(known) = self.clients.get_mut(&client)
+            && !known.marked
+        {
+            known.marked = true;
+            self.unflushed.push(client);
+            self.signals.flush.notify_one();
+        }
+    }
+
+    /// Writes what was gathered: one frame and one system call for each peer.
+    fn flush(&mut self) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        for client in unflushed.drain(..) {
+            let Some(known) = self.clients.get_mut(&client) else { continue };
+            known.marked = false;
+            known.flush(client, &mut self.codec);
+        }
+        self.unflushed = unflushed;
+        if let HeadSide::Remote(link) = &mut self.head {
+            link.flush(&mut self.codec);
+        }
+    }
+
+    fn store_says(&mut self, notice: StoreNotice) {
+        match notice {
+            StoreNotice::Event(event) => self.push(event),
+            StoreNotice::Ready { client, object, value } => {
+                self.tell_client(client, NodeToClient::Ready { object, value });
+            }
+            StoreNotice::TransferEnded(range) => {
+                for (client, ranges) in self.store.transfer_ended(range) {
+                    self.tell_client(client, NodeToClient::RangesFreed(ranges));
+                }
+            }
+        }
+    }
+
+    /// A line that an executor, or something it started, wrote past Python.
+    pub(crate) fn printed(&mut self, client: ClientId, job: JobId, pid: u32, stderr: bool, text: String) {
+        let line = LogLine { job, task: None, pid, node: self.node_id, stderr, text };
+        self.push(Event::FromClient { client, message: ClientToNode::Log(line) });
+    }
+}

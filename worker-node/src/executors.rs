@@ -1,0 +1,168 @@
+//! Executors as the daemon sees them: their pages, their clients, their ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cluster_store::slots::{DaemonPage, SLOTS, Tag};
+use cluster_types::{ClientId, JobId, JobInfo, Map};
+use worker_core::Event;
+
+use crate::devices::show_devices;
+use crate::event_loop::{Daemon, Handle};
+use crate::supervisor::{ExecutorEvent, ExecutorOrder};
+
+/// An executor that has not attached by then never will.
+const ATTACH_WITHIN: Duration = Duration::from_secs(60);
+/// What an ended executor had written to its socket is read at once; this is for one that left the socket to a child.
+const DRAIN_WITHIN: Duration = Duration::from_millis(200);
+
+/// The executors whose processes exist, or are about to.
+#[derive(Default)]
+pub(crate) struct Executors {
+    known: Map<u32, Executor>,
+}
+
+struct Executor {
+    page: DaemonPage,
+    /// What was last offered in each slot.
+    offered: [u64; SLOTS],
+    job: JobId,
+    client: Option<ClientId>,
+}
+
+impl Executors {
+    /// Puts a task into its slot of the executor's page, before the executor is told of it (rule S3).
+    pub(crate) fn offer(&mut self, executor: u32, slot: u16, tag: u64) {
+        let Some(known) = self.known.get_mut(&executor) else { return };
+        let (slot, Some(name)) = (usize::from(slot), Tag::new(tag)) else { return };
+        if !known.page.offer(slot, name) {
+            // Ours is the only offer, so an executor that has completed what was there left a slot in disorder.
+            tracing::error!(executor, slot, tag, "an executor's slot was not free; emptying it");
+            known.page.reset(slot);
+            known.page.offer(slot, name);
+        }
+        if let Some(offered) = known.offered.get_mut(slot) {
+            *offered = tag;
+        }
+    }
+
+    /// Takes a task back; true if the executor had not claimed it and never will.
+    pub(crate) fn revoke(&self, executor: u32, slot: u16, tag: u64) -> bool {
+        match (self.known.get(&executor), Tag::new(tag)) {
+            (Some(known), Some(tag)) => known.page.revoke(usize::from(slot), tag),
+            // It has ended: what it had not claimed was told with that.
+            _ => false,
+        }
+    }
+
+    pub(crate) fn request_cancel(&self, executor: u32, tag: u64) {
+        if let (Some(known), Some(tag)) = (self.known.get(&executor), Tag::new(tag)) {
+            known.page.request_cancel(tag);
+        }
+    }
+
+    /// Binds the client to its process.
+    pub(crate) fn attach(&mut self, executor: u32, client: ClientId) -> Result<(), String> {
+        match self.known.get_mut(&executor) {
+            None => Err(format!("this daemon has started no executor {executor}, or it has ended")),
+            Some(known) if known.client.is_some() => Err(format!("executor {executor} has attached before")),
+            Some(known) => {
+                known.client = Some(client);
+                Ok(())
+            }
+        }
+    }
+
+    fn client(&self, executor: u32) -> Option<(ClientId, JobId)> {
+        let known = self.known.get(&executor)?;
+        Some((known.client?, known.job))
+    }
+
+    /// Forgets an ended executor; which tasks it had not claimed.
+    fn end(&mut self, executor: u32) -> Vec<u64> {
+        let Some(known) = self.known.remove(&executor) else { return Vec::new() };
+        let unclaimed = |(slot, tag): (usize, u64)| known.page.revoke(slot, Tag::new(tag)?).then_some(tag);
+        known.offered.into_iter().enumerate().filter_map(unclaimed).collect()
+    }
+}
+
+impl Daemon {
+    pub(crate) fn start_executor(
+        &mut self,
+        executor: u32,
+        job: JobId,
+        info: &JobInfo,
+        env_vars: &BTreeMap<String, String>,
+        gpus: &[u16],
+    ) {
+        let page = match DaemonPage::create().and_then(|page| Ok((page.fd().try_clone_to_owned()?, page))) {
+            Ok((fd, page)) => {
+                let known = Executor { page, offered: [0; SLOTS], job, client: None };
+                self.executors.known.insert(executor, known);
+                fd
+            }
+            Err(error) => {
+                let cause = format!("could not start: no page to share with it: {error}");
+                self.push(Event::ExecutorExited { executor, cause, unstarted: Vec::new() });
+                return;
+            }
+        };
+        let mut env = info.env_vars.clone();
+        env.extend(env_vars.iter().map(|(name, value)| (name.clone(), value.clone())));
+        show_devices(&mut env, gpus, &self.machine.gpu_names);
+        self.supervisor.start(ExecutorOrder {
+            executor,
+            python: info.python.clone(),
+            python_version: info.python_version.clone(),
+            env,
+            cwd: info.working_dir.clone(),
+            sys_path: info.sys_path.clone(),
+            page,
+        });
+    }
+}
+
+/// What the supervisor reports.
+pub(crate) fn on_event(handle: &Handle, event: ExecutorEvent) {
+    match event {
+        ExecutorEvent::Started { executor, .. } => {
+            let handle = handle.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(ATTACH_WITHIN).await;
+                let daemon = handle.borrow();
+                if daemon.executors.known.get(&executor).is_some_and(|known| known.client.is_none()) {
+                    tracing::error!(executor, "an executor did not attach in time; ending it");
+                    daemon.supervisor.end(executor, true);
+                }
+            });
+        }
+        ExecutorEvent::Printed { executor, pid, stderr, text } => {
+            let mut daemon = handle.borrow();
+            if let Some((client, job)) = daemon.executors.client(executor) {
+                daemon.printed(client, job, pid, stderr, text);
+                daemon.pump();
+            } else {
+                tracing::info!(executor, pid, text, "an executor printed before it attached");
+            }
+        }
+        ExecutorEvent::Exited { executor, cause } => {
+            tokio::task::spawn_local(end(handle.clone(), executor, cause));
+        }
+    }
+}
+
+/// Reads what the executor had still said, then tells the core of its end.
+async fn end(handle: Handle, executor: u32, cause: String) {
+    let client = handle.borrow().executors.client(executor).map(|(client, _)| client);
+    let drained = client.and_then(|client| Some(handle.borrow().clients.get(&client)?.drained.clone()));
+    if let Some(mut drained) = drained {
+        let _ = tokio::time::timeout(DRAIN_WITHIN, drained.wait_for(|drained| *drained)).await;
+    }
+    let mut daemon = handle.borrow();
+    let unstarted = daemon.executors.end(executor);
+    daemon.push(Event::ExecutorExited { executor, cause, unstarted });
+    if let Some(client) = client {
+        daemon.end_client(client);
+    }
+    daemon.pump();
+}

@@ -1,0 +1,385 @@
+//! Does with memory, disk and the data port what the core decides; answers come as events.
+//!
+//! Nothing here blocks the event loop: allocating, copying and disk I/O run on blocking threads, transfers on the
+//! threads of the data port.
+
+mod own;
+mod segments;
+mod serving;
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use cluster_proto::limits::MAX_FRAME;
+use cluster_store::spill::{SpillError, SpillStore};
+use cluster_store::transfer::{DataServer, Puller, PullerConfig, ServerConfig, TransferErrorKind};
+use cluster_types::{ClientId, Failure, FailureKind, Location, Map, ObjectId, SegmentId, Value};
+use tokio::sync::mpsc;
+use worker_core::{Effect, Event, ServeFrom};
+
+use own::OwnMemory;
+use segments::Segments;
+pub(crate) use serving::Range;
+use serving::{DataPort, Deferred, Serving};
+
+/// What the store tells the event loop.
+pub(crate) enum StoreNotice {
+    /// An answer for the core.
+    Event(Event),
+    /// An answer for a client without shared memory.
+    Ready { client: ClientId, object: ObjectId, value: Value },
+    /// No transfer uses this any more.
+    TransferEnded(Range),
+}
+
+pub(crate) struct StoreHost {
+    segments: Segments,
+    own: Arc<OwnMemory>,
+    serving: Arc<Serving>,
+    spill: Arc<Spill>,
+    /// What waits for transfers to end.
+    deferred: Map<Range, Vec<Deferred>>,
+    notices: mpsc::UnboundedSender<StoreNotice>,
+    token: String,
+    puller: Option<Puller>,
+    _server: Option<DataServer>,
+}
+
+/// The spill directory, made when it is first needed.
+struct Spill {
+    dir: PathBuf,
+    store: OnceLock<SpillStore>,
+    lock: std::sync::Mutex<()>,
+}
+
+impl Spill {
+    fn store(&self) -> Result<&SpillStore, SpillError> {
+        let _one_at_a_time = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let opened = SpillStore::open(&self.dir)?;
+        Ok(self.store.get_or_init(|| opened))
+    }
+}
+
+impl StoreHost {
+    /// A store without memory yet, and where its answers come. The channel holds one answer for each effect.
+    pub(crate) fn new(
+        token: String,
+        spill_dir: PathBuf,
+    ) -> (StoreHost, mpsc::UnboundedReceiver<StoreNotice>) {
+        let (notices, receiver) = mpsc::unbounded_channel();
+        let segments = Segments::default();
+        let host = StoreHost {
+            own: Arc::new(OwnMemory::new(segments.clone())),
+            serving: Arc::new(Serving::new(notices.clone())),
+            spill: Arc::new(Spill {
+                dir: spill_dir,
+                store: OnceLock::new(),
+                lock: std::sync::Mutex::new(()),
+            }),
+            segments,
+            deferred: Map::default(),
+            notices,
+            token,
+            puller: None,
+            _server: None,
+        };
+        (host, receiver)
+    }
+
+    /// Opens the data port.
+    pub(crate) fn listen(&mut self, listener: TcpListener) -> std::io::Result<SocketAddr> {
+        let config = ServerConfig::default();
+        let server = DataServer::start(
+            listener,
+            self.token.as_bytes(),
+            Arc::new(DataPort(self.serving.clone())),
+            config,
+        )?;
+        let address = server.address();
+        self._server = Some(server);
+        Ok(address)
+    }
+
+    /// A segment's length and a descriptor of it.
+    pub(crate) fn descriptor(&self, segment: SegmentId, writable: bool) -> Option<(u64, Arc<OwnedFd>)> {
+        let held = self.segments.get(segment)?;
+        let fd = if writable { held.writer().ok()? } else { held.reader().ok()? };
+        Some((held.len(), fd))
+    }
+
+    /// Carries out an effect that concerns the store.
+    pub(crate) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::CreateSegment { segment, len, file_backed } => self.create(segment, len, file_backed),
+            Effect::DropSegment { segment } => self.in_background({
+                let segments = self.segments.clone();
+                // Unmapping and freeing takes a while for large ones.
+                move |_| drop(segments.remove(segment))
+            }),
+            Effect::PunchHole(location) => self.when_unused(Range::Memory(location), Deferred::Punch),
+            Effect::FreeOwn(location) => self.when_unused(Range::Memory(location), Deferred::FreeOwn),
+            Effect::Pull { object, size, address, .. } => self.pull(object, size, &address),
+            Effect::StoreBytes { object, bytes } => self.store_bytes(object, bytes),
+            Effect::Serve { object, source } => self.serve(object, source),
+            Effect::StopServing { object } => self.serving.stop(object),
+            Effect::Spill { objects } => self.spill(objects),
+            Effect::Restore { object } => self.restore(object),
+            Effect::DeleteSpilled { object } => {
+                self.when_unused(Range::Disk(object), Deferred::DeleteSpilled)
+            }
+            other => tracing::error!(effect = ?other, "an effect that is none of the store's"),
+        }
+    }
+
+    /// Runs on a blocking thread.
+    fn in_background(&self, work: impl FnOnce(&mpsc::UnboundedSender<StoreNotice>) + Send + 'static) {
+        let notices = self.notices.clone();
+        tokio::task::spawn_blocking(move || work(&notices));
+    }
+
+    fn create(&self, segment: SegmentId, len: u64, file_backed: bool) {
+        let (segments, dir) = (self.segments.clone(), self.spill.dir.clone());
+        self.in_background(move |notices| {
+            let dir = file_backed.then_some(dir.as_path());
+            let failure = segments.create(segment, len, dir).err().map(|reason| Failure {
+                kind: if file_backed { FailureKind::OutOfDisk } else { FailureKind::ObjectTooLarge },
+                message: reason.into(),
+                payload: Bytes::new(),
+                task: None,
+            });
+            answer(notices, Event::SegmentCreated { segment, failure });
+        });
+    }
+
+    fn pull(&mut self, object: ObjectId, size: u64, address: &str) {
+        let puller = match &mut self.puller {
+            Some(puller) => puller,
+            none => match Puller::start(self.token.as_bytes(), PullerConfig::default()) {
+                Ok(puller) => none.insert(puller),
+                Err(error) => {
+                    let reason = format!("cannot start receiving objects: {error}");
+                    let failed = Event::StoreFailed { object, missing: false, reason, no_memory: true };
+                    return answer(&self.notices, failed);
+                }
+            },
+        };
+        let (own, notices) = (self.own.clone(), self.notices.clone());
+        let provide = move |len| {
+            if len != size {
+                return Err(format!("it has {len} bytes, {size} were announced"));
+            }
+            own.alloc(len)
+        };
+        puller.pull(address, object.to_bytes(), provide, move |result| {
+            answer(
+                &notices,
+                match result {
+                    Ok(buffer) => Event::Stored { object, location: buffer.seal() },
+                    Err(failure) => Event::StoreFailed {
+                        object,
+                        missing: matches!(failure.error.kind, TransferErrorKind::Missing),
+                        no_memory: matches!(failure.error.kind, TransferErrorKind::Destination { .. }),
+                        reason: explain(&failure.error),
+                    },
+                },
+            );
+        });
+    }
+
+    fn store_bytes(&self, object: ObjectId, bytes: Bytes) {
+        let own = self.own.clone();
+        self.in_background(move |notices| {
+            answer(
+                notices,
+                match own.alloc(bytes.len() as u64) {
+                    Ok(mut buffer) => {
+                        cluster_store::copy::copy_into(&mut buffer, &bytes);
+                        Event::Stored { object, location: buffer.seal() }
+                    }
+                    Err(reason) => Event::StoreFailed { object, missing: false, reason, no_memory: true },
+                },
+            );
+        });
+    }
+
+    fn serve(&self, object: ObjectId, source: ServeFrom) {
+        let served = match source {
+            ServeFrom::Inline(bytes) => Some(serving::Served::Inline(bytes)),
+            ServeFrom::Memory(location) => self
+                .segments
+                .get(location.segment)
+                .map(|segment| serving::Served::Memory { segment, location }),
+            ServeFrom::Disk => {
+                let at = self.serving.spilled(object);
+                let file = at.and_then(|at| self.spill.store().ok()?.file(at).ok());
+                file.and_then(|file| serving::Served::on_disk(&file, at?))
+            }
+        };
+        match served {
+            Some(served) => self.serving.serve(object, served),
+            None => tracing::error!(%object, "an object was to be served from where it is not"),
+        }
+    }
+
+    fn spill(&self, objects: Vec<(ObjectId, Location)>) {
+        let (segments, spill, serving) = (self.segments.clone(), self.spill.clone(), self.serving.clone());
+        self.in_background(move |notices| {
+            let ids: Vec<ObjectId> = objects.iter().map(|(object, _)| *object).collect();
+            let held: Vec<_> = objects
+                .iter()
+                .filter_map(|(object, at)| {
+                    Some((*object, segments.get(at.segment)?.read_mapping().ok()?, *at))
+                })
+                .collect();
+            let batch: Vec<(ObjectId, &[u8])> = held
+                .iter()
+                .filter_map(|(object, mapping, at)| Some((*object, mapping.bytes(at.offset, at.len)?)))
+                .collect();
+            let written = if batch.len() == ids.len() {
+                spill.store().and_then(|store| store.write_batch(&batch)).map_err(|error| Failure {
+                    kind: FailureKind::OutOfDisk,
+                    message: explain(&error).into(),
+                    payload: Bytes::new(),
+                    task: None,
+                })
+            } else {
+                Err(Failure {
+                    kind: FailureKind::Internal,
+                    message: "an object to be spilled lies in no segment of this node".into(),
+                    payload: Bytes::new(),
+                    task: None,
+                })
+            };
+            answer(
+                notices,
+                match written {
+                    Ok(places) => {
+                        serving.note_spilled(&places);
+                        Event::Spilled { objects: ids }
+                    }
+                    Err(failure) => Event::SpillFailed { objects: ids, failure },
+                },
+            );
+        });
+    }
+
+    fn restore(&self, object: ObjectId) {
+        let (own, spill, serving) = (self.own.clone(), self.spill.clone(), self.serving.clone());
+        self.in_background(move |notices| {
+            let failed =
+                |reason, missing, no_memory| Event::StoreFailed { object, missing, reason, no_memory };
+            let restored = || {
+                let Some(at) = serving.spilled(object) else {
+                    return failed("it is not on disk".to_owned(), true, false);
+                };
+                let mut buffer = match own.alloc(at.len) {
+                    Ok(buffer) => buffer,
+                    Err(reason) => return failed(reason, false, true),
+                };
+                match spill.store().and_then(|store| store.read(at, &mut buffer)) {
+                    Ok(()) => Event::Restored { object, location: buffer.seal() },
+                    Err(error) => failed(explain(&error), false, false),
+                }
+            };
+            answer(notices, restored());
+        });
+    }
+
+    /// Copies an object for a client that cannot map it.
+    pub(crate) fn send_bytes(&self, client: ClientId, object: ObjectId) {
+        let (serving, spill) = (self.serving.clone(), self.spill.clone());
+        self.in_background(move |notices| {
+            let value = match serving.copy_out(object, |at| spill.store()?.map(at), MAX_FRAME - 1024) {
+                Ok(bytes) => Value::Inline(bytes),
+                Err((kind, reason)) => {
+                    let message = format!("object {object} cannot be sent to this driver: {reason}").into();
+                    Value::Failed(Failure { kind, message, payload: Bytes::new(), task: None })
+                }
+            };
+            let _ = notices.send(StoreNotice::Ready { client, object, value });
+        });
+    }
+
+    /// Of ranges that a writer may use again, those that no transfer still reads; the others follow when it has ended.
+    pub(crate) fn free_now(&mut self, writer: ClientId, ranges: Vec<Location>) -> Vec<Location> {
+        if self.serving.idle() {
+            return ranges;
+        }
+        let mut now = Vec::with_capacity(ranges.len());
+        for location in ranges {
+            let range = Range::Memory(location);
+            if self.serving.in_use(range) {
+                self.deferred.entry(range).or_default().push(Deferred::Writer(writer));
+            } else {
+                now.push(location);
+            }
+        }
+        now
+    }
+
+    fn when_unused(&mut self, range: Range, what: Deferred) {
+        if self.serving.in_use(range) {
+            self.deferred.entry(range).or_default().push(what);
+        } else {
+            self.give_up(range, what);
+        }
+    }
+
+    /// Does what waited for it; which writers have what back.
+    pub(crate) fn transfer_ended(&mut self, range: Range) -> Vec<(ClientId, Vec<Location>)> {
+        if self.serving.in_use(range) {
+            return Vec::new();
+        }
+        let mut freed = Vec::new();
+        for what in self.deferred.remove(&range).unwrap_or_default() {
+            match (&what, range) {
+                (Deferred::Writer(client), Range::Memory(location)) => freed.push((*client, vec![location])),
+                _ => self.give_up(range, what),
+            }
+        }
+        freed
+    }
+
+    fn give_up(&self, range: Range, what: Deferred) {
+        match (what, range) {
+            (Deferred::FreeOwn, Range::Memory(location)) => self.own.free(location),
+            (Deferred::Punch, Range::Memory(location)) => {
+                if let Some(segment) = self.segments.get(location.segment) {
+                    self.in_background(move |_| segment.punch(location));
+                }
+            }
+            (Deferred::DeleteSpilled, Range::Disk(object)) => {
+                let Some(at) = self.serving.forget_spilled(object) else { return };
+                let spill = self.spill.clone();
+                self.in_background(move |_| {
+                    if let Err(error) = spill.store().and_then(|store| store.remove(at)) {
+                        tracing::warn!(%object, error = explain(&error), "a spilled object stays on disk");
+                    }
+                });
+            }
+            (Deferred::Writer(_), _) | (_, Range::Memory(_) | Range::Disk(_)) => {}
+        }
+    }
+}
+
+fn answer(notices: &mpsc::UnboundedSender<StoreNotice>, event: Event) {
+    // Nobody listens only when the daemon is ending.
+    let _ = notices.send(StoreNotice::Event(event));
+}
+
+/// An error with all its causes.
+fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

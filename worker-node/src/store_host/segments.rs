@@ -1,0 +1,90 @@
+//! The node's segments, by name; shared with blocking threads.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cluster_store::segment::{ReadMapping, Segment};
+use cluster_types::{Location, Map, SegmentId};
+
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Segments {
+    shared: Arc<Mutex<Map<SegmentId, Arc<Held>>>>,
+}
+
+/// A segment, with what is made of it when first asked for.
+pub(super) struct Held {
+    segment: Segment,
+    reader: OnceLock<Arc<OwnedFd>>,
+    mapping: OnceLock<Arc<ReadMapping>>,
+}
+
+impl Segments {
+    /// The map is changed in single steps, so a poisoned lock holds good data.
+    fn lock(&self) -> MutexGuard<'_, Map<SegmentId, Arc<Held>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes one, in memory or in a directory. Takes a while.
+    pub(super) fn create(&self, id: SegmentId, len: u64, dir: Option<&Path>) -> Result<Arc<Held>, String> {
+        let made = match dir {
+            Some(dir) => std::fs::create_dir_all(dir)
+                .map_err(|error| format!("cannot make {}: {error}", dir.display()))
+                .and_then(|()| Segment::create_in_file(dir, len).map_err(|error| super::explain(&error))),
+            None => Segment::create(len).map_err(|error| super::explain(&error)),
+        }?;
+        let held = Arc::new(Held { segment: made, reader: OnceLock::new(), mapping: OnceLock::new() });
+        self.lock().insert(id, held.clone());
+        Ok(held)
+    }
+
+    pub(super) fn get(&self, id: SegmentId) -> Option<Arc<Held>> {
+        self.lock().get(&id).cloned()
+    }
+
+    pub(super) fn remove(&self, id: SegmentId) -> Option<Arc<Held>> {
+        self.lock().remove(&id)
+    }
+}
+
+impl Held {
+    pub(super) fn len(&self) -> u64 {
+        self.segment.len()
+    }
+
+    pub(super) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// A descriptor that cannot be mapped for writing.
+    pub(super) fn reader(&self) -> io::Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.reader.get() {
+            return Ok(fd.clone());
+        }
+        let fd = Arc::new(self.segment.reader_fd().try_clone_to_owned()?);
+        Ok(self.reader.get_or_init(|| fd).clone())
+    }
+
+    /// For the one process that it is leased to.
+    pub(super) fn writer(&self) -> io::Result<Arc<OwnedFd>> {
+        Ok(Arc::new(self.segment.writer_fd().try_clone_to_owned()?))
+    }
+
+    /// The daemon's own view of all of it.
+    pub(super) fn read_mapping(&self) -> io::Result<Arc<ReadMapping>> {
+        if let Some(mapping) = self.mapping.get() {
+            return Ok(mapping.clone());
+        }
+        let mapping = Arc::new(ReadMapping::map(self.segment.reader_fd())?);
+        Ok(self.mapping.get_or_init(|| mapping).clone())
+    }
+
+    /// Gives a range's whole pages back to the system.
+    pub(super) fn punch(&self, range: Location) {
+        if let Err(error) = self.segment.punch_hole(range.offset, range.len) {
+            tracing::warn!(%error, "memory of an ended writer stays allocated");
+        }
+    }
+}

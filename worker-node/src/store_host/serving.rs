@@ -1,0 +1,200 @@
+//! What other nodes may pull, and what they are pulling.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use cluster_store::segment::ReadBuf;
+use cluster_store::spill::{SpillError, SpillLocation};
+use cluster_store::transfer::{Key, ObjectSource, Opened};
+use cluster_types::{ClientId, FailureKind, Location, Map, ObjectId};
+use tokio::sync::mpsc;
+
+use super::StoreNotice;
+use super::segments::Held;
+
+/// What a transfer keeps as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Range {
+    Memory(Location),
+    Disk(ObjectId),
+}
+
+/// What is done with a range when no transfer uses it any more.
+pub(super) enum Deferred {
+    /// It goes back to the writer it belongs to.
+    Writer(ClientId),
+    /// It goes back to the daemon's own memory.
+    FreeOwn,
+    /// It goes back to the system.
+    Punch,
+    /// It goes from the disk.
+    DeleteSpilled,
+}
+
+/// Where an object is served from.
+#[derive(Clone)]
+pub(super) enum Served {
+    Memory { segment: Arc<Held>, location: Location },
+    Disk { file: Arc<OwnedFd>, at: SpillLocation },
+    Inline(Bytes),
+}
+
+impl Served {
+    pub(super) fn on_disk(file: &File, at: SpillLocation) -> Option<Served> {
+        let file = Arc::new(OwnedFd::from(file.try_clone().ok()?));
+        Some(Served::Disk { file, at })
+    }
+}
+
+/// Shared with the data port's threads.
+pub(super) struct Serving {
+    index: Mutex<Index>,
+    /// Transfers under way; zero is the usual case, and answered without the lock.
+    active: AtomicUsize,
+    notices: mpsc::UnboundedSender<StoreNotice>,
+}
+
+#[derive(Default)]
+struct Index {
+    served: Map<ObjectId, Served>,
+    spilled: Map<ObjectId, SpillLocation>,
+    in_use: Map<Range, usize>,
+}
+
+impl Serving {
+    pub(super) fn new(notices: mpsc::UnboundedSender<StoreNotice>) -> Serving {
+        Serving { index: Mutex::default(), active: AtomicUsize::new(0), notices }
+    }
+
+    /// The index is changed in single steps, so a poisoned lock holds good data.
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn serve(&self, object: ObjectId, served: Served) {
+        self.lock().served.insert(object, served);
+    }
+
+    pub(super) fn stop(&self, object: ObjectId) {
+        self.lock().served.remove(&object);
+    }
+
+    pub(super) fn note_spilled(&self, places: &[(ObjectId, SpillLocation)]) {
+        self.lock().spilled.extend(places.iter().copied());
+    }
+
+    pub(super) fn spilled(&self, object: ObjectId) -> Option<SpillLocation> {
+        self.lock().spilled.get(&object).copied()
+    }
+
+    pub(super) fn forget_spilled(&self, object: ObjectId) -> Option<SpillLocation> {
+        self.lock().spilled.remove(&object)
+    }
+
+    /// Whether no transfer is under way at all.
+    ///
+    /// A transfer begins under the lock and only while its object is served; whoever asks has stopped serving the
+    /// object before, under the same lock, so a transfer of it that began is counted by now.
+    pub(super) fn idle(&self) -> bool {
+        self.active.load(Ordering::SeqCst) == 0
+    }
+
+    pub(super) fn in_use(&self, range: Range) -> bool {
+        !self.idle() && self.lock().in_use.contains_key(&range)
+    }
+
+    fn begin(self: &Arc<Self>, object: ObjectId) -> Option<(Served, Option<Guard>)> {
+        let mut index = self.lock();
+        let served = index.served.get(&object)?.clone();
+        let range = match &served {
+            Served::Memory { location, .. } => Range::Memory(*location),
+            Served::Disk { .. } => Range::Disk(object),
+            Served::Inline(_) => return Some((served, None)),
+        };
+        *index.in_use.entry(range).or_default() += 1;
+        self.active.fetch_add(1, Ordering::SeqCst);
+        Some((served, Some(Guard { serving: self.clone(), range })))
+    }
+
+    /// The object's bytes, copied; or why not.
+    pub(super) fn copy_out(
+        self: &Arc<Self>,
+        object: ObjectId,
+        map: impl FnOnce(SpillLocation) -> Result<ReadBuf, SpillError>,
+        limit: usize,
+    ) -> Result<Bytes, (FailureKind, String)> {
+        let lost = |reason: String| (FailureKind::ObjectLost, reason);
+        let (served, _guard) =
+            self.begin(object).ok_or_else(|| lost("it is not on this node any more".to_owned()))?;
+        let check = |len: u64| {
+            if len <= limit as u64 {
+                return Ok(());
+            }
+            let reason = format!(
+                "it has {len} bytes, and one message to a driver without a daemon on its machine holds at most \
+                 {limit}: run `cluster up --join` on the driver's machine, or return smaller pieces"
+            );
+            Err((FailureKind::ObjectTooLarge, reason))
+        };
+        match served {
+            Served::Inline(bytes) => Ok(bytes),
+            Served::Memory { segment, location } => {
+                check(location.len)?;
+                let mapping = segment.read_mapping().map_err(|error| lost(error.to_string()))?;
+                let bytes = mapping.bytes(location.offset, location.len);
+                bytes.map(Bytes::copy_from_slice).ok_or_else(|| lost("it lies beyond its segment".to_owned()))
+            }
+            Served::Disk { at, .. } => {
+                check(at.len)?;
+                let mapped = map(at).map_err(|error| lost(super::explain(&error)))?;
+                Ok(Bytes::copy_from_slice(&mapped))
+            }
+        }
+    }
+}
+
+/// A transfer under way.
+struct Guard {
+    serving: Arc<Serving>,
+    range: Range,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let mut index = self.serving.lock();
+        if let Some(count) = index.in_use.get_mut(&self.range) {
+            *count -= 1;
+            if *count == 0 {
+                index.in_use.remove(&self.range);
+            }
+        }
+        self.serving.active.fetch_sub(1, Ordering::SeqCst);
+        drop(index);
+        let _ = self.serving.notices.send(StoreNotice::TransferEnded(self.range));
+    }
+}
+
+/// The data port's view.
+pub(super) struct DataPort(pub(super) Arc<Serving>);
+
+impl ObjectSource for DataPort {
+    fn open(&self, key: Key) -> Opened {
+        let found = self.0.begin(ObjectId::from_bytes(key));
+        let (served, guard) = match found {
+            None => return Opened::Missing,
+            Some((Served::Inline(bytes), _)) => return Opened::Bytes(bytes),
+            Some((served, guard)) => (served, Box::new(guard)),
+        };
+        match served {
+            Served::Inline(bytes) => Opened::Bytes(bytes),
+            Served::Memory { segment, location } => match segment.reader() {
+                Ok(fd) => Opened::Found { fd, offset: location.offset, len: location.len, guard },
+                Err(_) => Opened::Missing,
+            },
+            Served::Disk { file, at } => Opened::Found { fd: file, offset: at.offset, len: at.len, guard },
+        }
+    }
+}
