@@ -1,0 +1,83 @@
+//! The daemon from its listener to its end.
+
+use std::time::Duration;
+
+use cluster_proto::auth::CheckToken;
+use cluster_proto::limits::{MAX_GRPC_MESSAGE, MAX_GRPC_PAYLOAD};
+use cluster_proto::v1::head_server::HeadServer;
+use cluster_types::Span;
+use head_core::HeadConfig;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tracing::info;
+
+use crate::config::Config;
+use crate::driver::{Core, Driver};
+use crate::service::HeadService;
+use crate::state::begin_term;
+use crate::store::{MemoryStore, RedbStore, StateStore, StoreError};
+
+/// How long the streams may take to end after they were told that the head stops.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a head ended that was not told to.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    /// What it must remember cannot be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot listen any more.
+    #[error("the head's server ended: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// Runs a head until `shutdown`. All of it runs on the calling thread's runtime; the core on the calling task alone.
+///
+/// # Errors
+/// If the state store fails, at the start or later, or the server does.
+pub async fn serve<C: Core>(
+    config: Config,
+    new_core: impl FnOnce(HeadConfig) -> C,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), HeadError> {
+    let mut store: Box<dyn StateStore> = match &config.state {
+        Some(path) => Box::new(RedbStore::open(path)?),
+        None => Box::new(MemoryStore::default()),
+    };
+    let term = begin_term(store.as_mut())?;
+    let loss_timeout = Span(u64::try_from(config.loss_timeout.as_micros()).unwrap_or(u64::MAX));
+    let core = new_core(HeadConfig { term, loss_timeout, ..HeadConfig::default() });
+    let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    info!(term = term.0, address, "head started");
+
+    let (inputs, received) = mpsc::unbounded_channel();
+    let service = HeadServer::new(HeadService::new(inputs, config.outbox_limit))
+        .max_decoding_message_size(MAX_GRPC_MESSAGE);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let window = u32::try_from(8 * MAX_GRPC_PAYLOAD).unwrap_or(u32::MAX);
+    let server = Server::builder()
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window)
+        // A machine that vanished without a word is noticed even if nothing is to be sent to it.
+        .http2_keepalive_interval(Some(config.loss_timeout))
+        .http2_keepalive_timeout(Some(config.loss_timeout))
+        .add_service(InterceptedService::new(service, CheckToken::new(&config.token)))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+            let _ = stopped.await;
+        });
+    tokio::pin!(server);
+
+    tokio::select! {
+        ended = Driver::new(core, store).run(received, shutdown) => ended?,
+        ended = &mut server => return Ok(ended?),
+    }
+    drop(stop);
+    // Streams that do not end by themselves are cut when the runtime ends.
+    let _ = tokio::time::timeout(FAREWELL, server).await;
+    info!("head stopped");
+    Ok(())
+}
