@@ -113,13 +113,6 @@ impl Handle {
         self.daemon.borrow_mut()
     }
 
-    /// One event, and all that follows from it.
-    pub(crate) fn feed(&self, event: Event) {
-        let mut daemon = self.borrow();
-        daemon.push(event);
-        daemon.pump();
-    }
-
     /// The loop's own tasks; they end with the `LocalSet`.
     pub(crate) fn start(
         &self,

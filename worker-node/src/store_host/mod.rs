@@ -6,6 +6,8 @@
 mod own;
 mod segments;
 mod serving;
+#[cfg(test)]
+mod tests;
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;

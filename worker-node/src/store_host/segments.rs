@@ -5,8 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cluster_store::segment::{ReadMapping, Segment};
+use cluster_store::segment::{ReadMapping, Segment, available_memory};
 use cluster_types::{Location, Map, SegmentId};
+
+/// Left to the processes of the machine.
+const MARGIN: u64 = 64 << 20;
 
 /// Cheap to clone.
 #[derive(Clone, Default)]
@@ -33,7 +36,9 @@ impl Segments {
             Some(dir) => std::fs::create_dir_all(dir)
                 .map_err(|error| format!("cannot make {}: {error}", dir.display()))
                 .and_then(|()| Segment::create_in_file(dir, len).map_err(|error| super::explain(&error))),
-            None => Segment::create(len).map_err(|error| super::explain(&error)),
+            None => {
+                check_memory(len).and_then(|()| Segment::create(len).map_err(|error| super::explain(&error)))
+            }
         }?;
         let held = Arc::new(Held { segment: made, reader: OnceLock::new(), mapping: OnceLock::new() });
         self.lock().insert(id, held.clone());
@@ -87,4 +92,16 @@ impl Held {
             tracing::warn!(%error, "memory of an ended writer stays allocated");
         }
     }
+}
+
+/// Under a cgroup's limit, asking for too much is answered by the OOM killer (rule P3); so this asks first.
+fn check_memory(len: u64) -> Result<(), String> {
+    let available = available_memory();
+    if len.saturating_add(MARGIN) <= available {
+        return Ok(());
+    }
+    Err(format!(
+        "{len} bytes of shared memory are needed, and {available} bytes of memory are available (the least of the \
+         machine's and its cgroups' limits)"
+    ))
 }
