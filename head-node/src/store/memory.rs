@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{StateStore, StoreError, Table, Write};
+use super::{Entry, StateStore, StoreError, Table, Write};
 
 /// Tables in memory.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +15,7 @@ impl StateStore for MemoryStore {
         Ok(self.tables.get(&table).and_then(|entries| entries.get(key)).cloned())
     }
 
-    fn list(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn list(&self, table: Table) -> Result<Vec<Entry>, StoreError> {
         let entries = self.tables.get(&table).into_iter().flatten();
         Ok(entries.map(|(key, value)| (key.clone(), value.clone())).collect())
     }

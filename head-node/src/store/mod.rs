@@ -12,6 +12,9 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Table(pub &'static str);
 
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -74,7 +77,7 @@ pub trait StateStore: Send {
     ///
     /// # Errors
     /// See [`StateStore::get`].
-    fn list(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+    fn list(&self, table: Table) -> Result<Vec<Entry>, StoreError>;
 
     /// Makes all these changes, in order, or none. When it returns they are durable.
     ///

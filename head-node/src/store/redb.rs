@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
-use super::{StateStore, StoreError, Table, Write};
+use super::{Entry, StateStore, StoreError, Table, Write};
 
 /// A store in a file.
 pub struct RedbStore {
@@ -70,7 +70,7 @@ impl StateStore for RedbStore {
         Ok(value.flatten())
     }
 
-    fn list(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn list(&self, table: Table) -> Result<Vec<Entry>, StoreError> {
         let entries = self.read(table, |table| {
             table
                 .iter()?
