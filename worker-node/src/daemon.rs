@@ -53,7 +53,8 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let ready = node.ready(listener.path());
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
-            node: node.config(&machine),
+            node_id: node.id,
+            node: Box::new(crate::stand_in::Node::new(node.config(&machine))),
             token: config.token.clone(),
             machine: Rc::new(machine),
             store,
@@ -102,7 +103,8 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         let (ready, hello) = (node.ready(listener.path()), node.hello(&machine));
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
-            node: node.config(&machine),
+            node_id: node.id,
+            node: Box::new(crate::stand_in::Node::new(node.config(&machine))),
             token,
             machine: Rc::new(machine),
             store,

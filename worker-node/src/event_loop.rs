@@ -43,6 +43,17 @@ struct Signals {
     tick: Notify,
 }
 
+/// The node's state machine, as the loop uses it; the loop's own tests have another behind it.
+pub(crate) trait NodeCore {
+    fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>);
+}
+
+impl NodeCore for crate::stand_in::Node {
+    fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
+        crate::stand_in::Node::step(self, now, event, effects);
+    }
+}
+
 /// An event for one of the cores of this process.
 enum Pending {
     Node(Event),
@@ -59,7 +70,7 @@ pub(crate) struct Daemon {
     pub(crate) store: StoreHost,
     pub(crate) supervisor: Supervisor,
     pub(crate) head: HeadSide,
-    node: crate::stand_in::Node,
+    node: Box<dyn NodeCore>,
     queue: VecDeque<Pending>,
     effects: Vec<Effect>,
     head_effects: Vec<head_core::event::Effect>,
@@ -74,7 +85,8 @@ pub(crate) struct Daemon {
 
 /// What a daemon is put together from.
 pub(crate) struct Parts {
-    pub(crate) node: worker_core::NodeConfig,
+    pub(crate) node_id: NodeId,
+    pub(crate) node: Box<dyn NodeCore>,
     pub(crate) token: String,
     pub(crate) machine: Rc<Machine>,
     pub(crate) store: StoreHost,
@@ -86,7 +98,7 @@ impl Handle {
     pub(crate) fn new(parts: Parts) -> Handle {
         let signals = Rc::new(Signals::default());
         let daemon = Daemon {
-            node_id: parts.node.node,
+            node_id: parts.node_id,
             token: parts.token,
             machine: parts.machine,
             codec: Codec::default(),
@@ -95,7 +107,7 @@ impl Handle {
             store: parts.store,
             supervisor: parts.supervisor,
             head: parts.head,
-            node: crate::stand_in::Node::new(parts.node),
+            node: parts.node,
             queue: VecDeque::new(),
             effects: Vec::new(),
             head_effects: Vec::new(),

@@ -28,6 +28,8 @@ mod sockets;
 mod stand_in;
 mod store_host;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 
 pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
 pub use daemon::{run_embedded, run_worker};

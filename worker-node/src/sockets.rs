@@ -310,8 +310,9 @@ pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello) -> Result<
             return Ok(());
         }
         let known = interpreter.wait_for(|state| *state != Interpreter::Starting);
-        match timeout(INTERPRETER_WITHIN, known).await {
-            Ok(Ok(state)) => match &*state {
+        // What is wrong with one that takes longer is told when the first executor is started.
+        if let Ok(Ok(state)) = timeout(INTERPRETER_WITHIN, known).await {
+            match &*state {
                 Interpreter::Ready(version) => {
                     let python = handle.borrow().supervisor.resolve(&info.python);
                     check_version(&info.python_version, version, &python)?;
@@ -320,9 +321,7 @@ pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello) -> Result<
                     return Err(format!("this node cannot run executors: {reason}"));
                 }
                 Interpreter::Starting => {}
-            },
-            // What is wrong with it is told when the first executor is started.
-            Ok(Err(_)) | Err(_) => {}
+            }
         }
     }
     Ok(())
