@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use cluster_types::{Incarnation, NodeHello, NodeId, PROTOCOL_VERSION, Span};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 use worker_core::NodeConfig;
 
@@ -29,6 +29,7 @@ const IDLE_TIMEOUT: Span = Span::secs(60);
 /// What kept it from starting, or the head's refusal.
 pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
     on_this_thread(async move {
+        let mut told_to_end = ToldToEnd::new()?;
         let listener = Listener::bind(&config.dir)?;
         let node = Node::new(&listener, &config.token, &config.python, &config.spill_dir, &config.dir);
         let machine = devices::discover(&config.offer)?;
@@ -77,7 +78,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let ended = tokio::select! {
             error = head_link::run(handle.clone(), config.head, config.token, hello, admitted) => Err(error),
             () = listener.serve(handle.clone()) => Ok(()),
-            signal = told_to_end() => signal,
+            () = told_to_end.wait() => Ok(()),
         };
         tracing::info!("ending");
         supervisor.shutdown().await;
@@ -93,6 +94,7 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
     // A Ctrl-C at the driver's terminal is the driver's business.
     let _ = rustix::process::setpgid(None, None);
     on_this_thread(async move {
+        let mut told_to_end = ToldToEnd::new()?;
         let listener = Listener::bind(&config.dir)?;
         let token = if config.token.is_empty() { make_token()? } else { config.token };
         let node = Node::new(&listener, &token, &config.python, &config.spill_dir, &config.dir);
@@ -118,7 +120,7 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         let ended = tokio::select! {
             () = listener.serve(handle.clone()) => Ok(()),
             ended = closed(config.lifeline) => ended,
-            signal = told_to_end() => signal,
+            () = told_to_end.wait() => Ok(()),
         };
         tracing::info!("ending");
         supervisor.shutdown().await;
@@ -139,7 +141,8 @@ impl Node {
     /// Starts the zygote first: its imports take longer than all the rest, which goes on meanwhile.
     fn new(listener: &Listener, token: &str, python: &Path, spill_dir: &Path, dir: &Path) -> Node {
         let socket = listener.path().to_path_buf();
-        let config = SupervisorConfig::new(python.to_path_buf(), socket, token.to_owned());
+        let mut config = SupervisorConfig::new(python.to_path_buf(), socket, token.to_owned());
+        config.owns_all_children = true;
         let (supervisor, executor_events) = Supervisor::new(config);
         supervisor.prestart();
         let spill_dir =
@@ -195,14 +198,25 @@ fn on_this_thread(daemon: impl Future<Output = Result<(), WorkerError>>) -> Resu
     ended
 }
 
-async fn told_to_end() -> Result<(), WorkerError> {
-    let mut term = signal(SignalKind::terminate()).map_err(WorkerError::io("handle SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::io("handle SIGINT"))?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, handled from the moment this is made.
+struct ToldToEnd {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl ToldToEnd {
+    fn new() -> Result<ToldToEnd, WorkerError> {
+        let terminate = signal(SignalKind::terminate()).map_err(WorkerError::io("handle SIGTERM"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::io("handle SIGINT"))?;
+        Ok(ToldToEnd { terminate, interrupt })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Waits until nobody holds the other end any more.

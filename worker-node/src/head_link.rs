@@ -27,7 +27,9 @@ use crate::config::WorkerError;
 use crate::event_loop::Handle;
 
 /// Nobody at the address is an error after this, at the daemon's start.
-const FIRST_CONNECT: Duration = Duration::from_secs(5);
+const FIRST_CONNECT: Duration = Duration::from_millis(3_500);
+const CONNECT: Duration = Duration::from_millis(1_500);
+const ANSWER: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Untold messages beyond this: the connection is of no use.
@@ -161,7 +163,7 @@ async fn converse(
         Err(error) => return Parted::Refused(format!("`{address}` is no host:port: {error}")),
     };
     let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(2))
+        .connect_timeout(CONNECT)
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(4))
         .tcp_nodelay(true);
@@ -185,7 +187,7 @@ async fn converse(
         }
         frame
     });
-    let mut incoming = match tokio::time::timeout(FIRST_CONNECT, client.attach(outgoing)).await {
+    let mut incoming = match tokio::time::timeout(ANSWER, client.attach(outgoing)).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return parted(&status),
         Err(_) => return Parted::Lost("it accepted the connection and did not answer within 5 s".to_owned()),

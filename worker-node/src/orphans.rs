@@ -21,6 +21,23 @@ pub(crate) fn end_all() {
     }
 }
 
+/// Ends every child but these: a zygote that was killed leaves what its executors had started to us.
+pub(crate) fn end_all_but(zygotes: &[u32]) {
+    // Each pass makes the children of those that it ends ours.
+    for _ in 0..100 {
+        let mut strays = children();
+        strays.retain(|child| !zygotes.contains(&child.as_raw_nonzero().get().unsigned_abs()));
+        if strays.is_empty() {
+            return;
+        }
+        for stray in strays {
+            let _ = rustix::process::kill_process(stray, Signal::KILL);
+            // Killed, so this is short.
+            let _ = rustix::process::waitpid(Some(stray), WaitOptions::empty());
+        }
+    }
+}
+
 fn children() -> Vec<Pid> {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     threads

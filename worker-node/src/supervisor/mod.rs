@@ -48,6 +48,9 @@ pub struct SupervisorConfig {
     pub socket: PathBuf,
     /// What they show.
     pub token: String,
+    /// The process has no children but zygotes, and is a subreaper: any other child was left by a zygote that was
+    /// killed, and is ended.
+    pub owns_all_children: bool,
 }
 
 impl SupervisorConfig {
@@ -57,7 +60,7 @@ impl SupervisorConfig {
         let arguments = ["-P", "-m", "concurrent_ml._zygote", "concurrent_ml._executor:main"];
         let arguments = arguments.map(str::to_owned).to_vec();
         let preload = ["cloudpickle", "numpy"].map(str::to_owned).to_vec();
-        Self { python, arguments, preload, socket, token }
+        Self { python, arguments, preload, socket, token, owns_all_children: false }
     }
 }
 
@@ -414,6 +417,10 @@ impl Inner {
             }
             started.failed_at = Some(Instant::now());
             started.state.send_replace(Interpreter::Failed(reason.to_owned()));
+        }
+        if self.config.owns_all_children && !self.ending {
+            let zygotes: Vec<u32> = self.zygotes.values().map(|started| started.zygote.pid()).collect();
+            crate::orphans::end_all_but(&zygotes);
         }
         let theirs = self.executors.iter().filter(|(_, executor)| executor.environment == *environment);
         let orphans: Vec<u32> = theirs.map(|(executor, _)| *executor).collect();

@@ -1,5 +1,8 @@
 //! The edge around a scripted core: real sockets, descriptors and processes.
 
+mod embedded;
+mod grpc;
+
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
