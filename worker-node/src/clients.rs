@@ -11,6 +11,7 @@ use cluster_proto::Codec;
 use cluster_store::segment::MAX_FDS;
 use cluster_types::{ClientId, ClientKind, NodeToClient};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, watch};
 
 use crate::gateway::RemoteClient;
@@ -39,7 +40,7 @@ pub(crate) enum ClientLink {
 
 /// The writing half of a client's socket.
 pub(crate) struct SocketLink {
-    pub(crate) stream: UnixStream,
+    half: OwnedWriteHalf,
     outbox: RefCell<Outbox>,
     /// The outbox has something for the writer task.
     blocked: Notify,
@@ -48,9 +49,13 @@ pub(crate) struct SocketLink {
 }
 
 impl SocketLink {
-    pub(crate) fn new(stream: UnixStream) -> Rc<SocketLink> {
+    pub(crate) fn new(half: OwnedWriteHalf) -> Rc<SocketLink> {
         let (outbox, blocked, broken) = (RefCell::default(), Notify::new(), Notify::new());
-        Rc::new(SocketLink { stream, outbox, blocked, broken })
+        Rc::new(SocketLink { half, outbox, blocked, broken })
+    }
+
+    pub(crate) fn stream(&self) -> &UnixStream {
+        self.half.as_ref()
     }
 
     /// Writes what the socket would not take at once. Ends when the connection is broken.
@@ -58,10 +63,10 @@ impl SocketLink {
         loop {
             self.blocked.notified().await;
             loop {
-                if self.stream.writable().await.is_err() {
+                if self.stream().writable().await.is_err() {
                     return;
                 }
-                let written = self.outbox.borrow_mut().drain(&self.stream);
+                let written = self.outbox.borrow_mut().drain(self.stream());
                 match written {
                     Written::All => break,
                     Written::Blocked => {}
@@ -72,7 +77,7 @@ impl SocketLink {
     }
 
     fn write(&self, frames: &mut BytesMut, fds: Vec<Arc<OwnedFd>>) {
-        match self.outbox.borrow_mut().write(&self.stream, frames, fds) {
+        match self.outbox.borrow_mut().write(self.stream(), frames, fds) {
             Written::All => {}
             Written::Blocked => self.blocked.notify_one(),
             Written::Broken => self.broken.notify_one(),
@@ -82,8 +87,8 @@ impl SocketLink {
     /// Everything was taken by the kernel, or never will be.
     pub(crate) async fn flushed(&self) {
         loop {
-            let written = self.outbox.borrow_mut().drain(&self.stream);
-            if written != Written::Blocked || self.stream.writable().await.is_err() {
+            let written = self.outbox.borrow_mut().drain(self.stream());
+            if written != Written::Blocked || self.stream().writable().await.is_err() {
                 return;
             }
         }
@@ -145,7 +150,7 @@ impl Client {
                 tokio::task::spawn_local(async move {
                     let grace = std::time::Duration::from_secs(1);
                     let _ = tokio::time::timeout(grace, socket.flushed()).await;
-                    let _ = rustix::net::shutdown(&socket.stream, rustix::net::Shutdown::Both);
+                    let _ = rustix::net::shutdown(socket.stream(), rustix::net::Shutdown::Both);
                     socket.broken.notify_one();
                 });
             }

@@ -13,6 +13,8 @@ use cluster_proto::frame::FrameReader;
 use cluster_proto::{Codec, check_protocol};
 use cluster_types::{ClientHello, ClientId, ClientKind, ClientToNode, NodeToClient};
 use rustix::process::{Pid, PidfdFlags};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -122,7 +124,8 @@ async fn greet(handle: Handle, stream: UnixStream) {
         // It has ended already.
         Err(_) => return,
     };
-    let link = SocketLink::new(stream);
+    let (mut incoming, outgoing) = stream.into_split();
+    let link = SocketLink::new(outgoing);
     let (drained, drained_later) = watch::channel(false);
     let ClientHello { client, kind, shares_memory, .. } = hello;
     let accepted = {
@@ -130,12 +133,12 @@ async fn greet(handle: Handle, stream: UnixStream) {
         handle.borrow().attach(hello.client, pid, client, shares_memory)
     };
     if let Err(reason) = accepted {
-        return reject(&link.stream, reason).await;
+        return reject(link.stream(), reason).await;
     }
     tracing::info!(%client, pid, "client attached");
     let said_goodbye = tokio::select! {
         biased;
-        said_goodbye = read(&handle, client, &link, &mut frames) => said_goodbye,
+        said_goodbye = read(&handle, client, &mut incoming, &mut frames) => said_goodbye,
         () = process_ended(&pidfd) => {
             // What it had said before is still in the socket.
             drain(&handle, client, &link, &mut frames);
@@ -207,7 +210,12 @@ impl Daemon {
 }
 
 /// Reads until the client closes, or sends what is no message; whether it said goodbye.
-async fn read(handle: &Handle, client: ClientId, link: &Rc<SocketLink>, frames: &mut FrameReader) -> bool {
+async fn read(
+    handle: &Handle,
+    client: ClientId,
+    incoming: &mut OwnedReadHalf,
+    frames: &mut FrameReader,
+) -> bool {
     let mut goodbye = false;
     loop {
         match take_frames(handle, client, frames) {
@@ -222,11 +230,10 @@ async fn read(handle: &Handle, client: ClientId, link: &Rc<SocketLink>, frames: 
                 return false;
             }
         }
+        // Waits and reads with one system call for each message that comes alone: after a read that did not fill the
+        // buffer it waits at once, without asking in vain.
         loop {
-            if link.stream.readable().await.is_err() {
-                return goodbye;
-            }
-            match receive(&link.stream, frames) {
+            match incoming.read_buf(make_room(frames)).await.into() {
                 Received::Some => break,
                 Received::Nothing => {}
                 Received::End => return goodbye,
@@ -237,7 +244,7 @@ async fn read(handle: &Handle, client: ClientId, link: &Rc<SocketLink>, frames: 
 
 /// Reads what is there, and no more.
 fn drain(handle: &Handle, client: ClientId, link: &Rc<SocketLink>, frames: &mut FrameReader) {
-    while let Received::Some = receive(&link.stream, frames) {
+    while let Received::Some = receive(link.stream(), frames) {
         if take_frames(handle, client, frames).is_err() {
             return;
         }
@@ -250,22 +257,32 @@ enum Received {
     End,
 }
 
+impl From<io::Result<usize>> for Received {
+    fn from(result: io::Result<usize>) -> Self {
+        match result {
+            Ok(0) => Received::End,
+            Ok(_) => Received::Some,
+            Err(error) => match error.kind() {
+                // Reset: it ended without reading all it was told. What it said is still there, and comes first.
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {
+                    Received::Nothing
+                }
+                _ => Received::End,
+            },
+        }
+    }
+}
+
 fn receive(stream: &UnixStream, frames: &mut FrameReader) -> Received {
+    stream.try_read_buf(make_room(frames)).into()
+}
+
+fn make_room(frames: &mut FrameReader) -> &mut BytesMut {
     let buffer = frames.buffer();
-    // After a large read there is likely more of it.
+    // In the middle of a large frame there is likely more of it.
     let room = if buffer.len() >= READ_MAX / 8 { READ_MAX } else { READ_MAX / 8 };
     buffer.reserve(room);
-    match stream.try_read_buf(buffer) {
-        Ok(0) => Received::End,
-        Ok(_) => Received::Some,
-        Err(error) => match error.kind() {
-            // Reset: it ended without reading all it was told. What it said is still there, and comes before the end.
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {
-                Received::Nothing
-            }
-            _ => Received::End,
-        },
-    }
+    buffer
 }
 
 fn take_frames(handle: &Handle, client: ClientId, frames: &mut FrameReader) -> Result<bool, String> {
