@@ -1,0 +1,140 @@
+//! What the daemon says.
+
+use std::sync::Arc;
+
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::{
+    ClientToNode, Failure, FailureKind, Location, NodeToClient, ObjectId, ResultValue, TaskId, Value,
+};
+
+use crate::ClientCore;
+use crate::state::State;
+
+impl ClientCore {
+    /// Takes a message in; gives back those that are not about objects.
+    pub fn on_message(&mut self, message: NodeToClient) -> Option<NodeToClient> {
+        match message {
+            NodeToClient::Finished { task, outcome } => self.finished(task, outcome),
+            NodeToClient::Ready { object, value } => self.arrived(object, value),
+            NodeToClient::RangesFreed(ranges) => ranges.into_iter().for_each(|range| self.range_freed(range)),
+            NodeToClient::Evict { object } => self.evict(object),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// TASK-1: told once; a second telling, or one of a task that is none of ours, changes nothing.
+    fn finished(&mut self, task: TaskId, outcome: FinishedOutcome) {
+        let Some(returns) = self.unfinished.remove(&task) else { return };
+        match outcome {
+            FinishedOutcome::Ok(values) if values.len() == returns as usize => {
+                for (index, value) in (0..).zip(values) {
+                    let state = match value {
+                        ResultValue::Inline(bytes) => State::Inline(bytes),
+                        ResultValue::Stored { .. } => State::Stored,
+                    };
+                    self.settle(task.result(index), state);
+                }
+            }
+            FinishedOutcome::Ok(values) => {
+                let failure = Arc::new(Failure {
+                    kind: FailureKind::Internal,
+                    message: format!(
+                        "task {task} was to return {returns} values, but its node reported {}: \
+                         this is an error of the cluster's own",
+                        values.len()
+                    )
+                    .into(),
+                    payload: bytes::Bytes::new(),
+                    task: Some(task),
+                });
+                self.fail(task, returns, &failure);
+            }
+            FinishedOutcome::Failed(failure) => self.fail(task, returns, &Arc::new(failure)),
+        }
+    }
+
+    fn fail(&mut self, task: TaskId, returns: u32, failure: &Arc<Failure>) {
+        for index in 0..returns {
+            self.settle(task.result(index), State::Failed(failure.clone()));
+        }
+    }
+
+    /// An object that had no value here has one now, or is known to exist.
+    fn settle(&mut self, object: ObjectId, state: State) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        if entry.state.is_here() {
+            return;
+        }
+        entry.state = state;
+        self.progress += 1;
+        if entry.state.is_here() {
+            entry.wanted = false;
+            if std::mem::take(&mut entry.hooked) {
+                self.fired.push(object);
+            }
+        } else if entry.wanted && !entry.asked {
+            entry.asked = true;
+            self.out.get(object);
+        }
+    }
+
+    fn arrived(&mut self, object: ObjectId, value: Value) {
+        let Some(entry) = self.objects.get_mut(&object) else {
+            if let Value::Local(_) = value {
+                // Nobody waits for it any more; the telling is given back (rule P1).
+                self.out.release(object, 1);
+            }
+            return;
+        };
+        entry.asked = false;
+        match value {
+            Value::Inline(bytes) => self.settle(object, State::Inline(bytes)),
+            Value::Failed(failure) => self.settle(object, State::Failed(Arc::new(failure))),
+            Value::Local(location) => {
+                entry.told += 1;
+                let idle = entry.is_idle();
+                self.settle(object, State::Located(location));
+                if idle {
+                    self.became_idle(object);
+                }
+            }
+        }
+    }
+
+    fn range_freed(&mut self, range: Location) {
+        let Some(object) = self.object_at(range) else { return };
+        let known = self.own_ranges.get(&object) == Some(&range);
+        let viewed = self.objects.get(&object).is_some_and(|entry| {
+            entry.views > 0 && matches!(entry.state, State::Own(at) | State::Located(at) if at == range)
+        });
+        // What is viewed here cannot have been freed: a daemon that says so is wrong, and the range stays.
+        if known && !viewed {
+            self.forget_own_range(object);
+            self.freed.push(range);
+            if let Some(entry) = self.objects.get_mut(&object)
+                && entry.state == State::Own(range)
+            {
+                entry.state = State::Unknown;
+            }
+        }
+    }
+
+    /// The object is on disk too: its memory can go, unless it is viewed here.
+    fn evict(&mut self, object: ObjectId) {
+        let mut freed = true;
+        if let Some(entry) = self.objects.get_mut(&object) {
+            if entry.views > 0 {
+                freed = false;
+            } else if matches!(entry.state, State::Own(_) | State::Located(_)) {
+                let told = std::mem::take(&mut entry.told);
+                entry.state = State::Stored;
+                self.out.release(object, told);
+            }
+        }
+        if freed && let Some(location) = self.forget_own_range(object) {
+            self.freed.push(location);
+        }
+        self.out.push(ClientToNode::Evicted { object, freed });
+    }
+}
