@@ -136,11 +136,13 @@ pub(crate) async fn run(
             }
         }
         match parted {
-            Parted::Refused(reason) => return WorkerError::Refused { address, reason },
+            Parted::Refused(reason) if !was_admitted => return WorkerError::Refused { address, reason },
             Parted::Lost(reason) if admitted.is_some() && start.elapsed() > FIRST_CONNECT => {
                 return WorkerError::HeadUnreachable { address, reason };
             }
-            Parted::Lost(reason) => tracing::warn!(%address, reason, "no head; connecting again"),
+            Parted::Lost(reason) | Parted::Refused(reason) => {
+                tracing::warn!(%address, reason, "no head; connecting again");
+            }
         }
         if was_admitted {
             backoff = BACKOFF_MIN;

@@ -56,6 +56,7 @@ pub struct SupervisorConfig {
 impl SupervisorConfig {
     /// Executors of the Python package.
     pub fn new(python: PathBuf, socket: PathBuf, token: String) -> Self {
+        let python = find_program(python);
         // -P: a file in the working directory must not shadow a module.
         let arguments = ["-P", "-m", "concurrent_ml._zygote", "concurrent_ml._executor:main"];
         let arguments = arguments.map(str::to_owned).to_vec();
@@ -191,7 +192,7 @@ impl Supervisor {
 
     /// Whether a job names just the interpreter that this daemon runs by default.
     pub fn is_default_by_name(&self, python: &str) -> bool {
-        self.inner.borrow().config.python == Path::new(python)
+        same_interpreter(&self.inner.borrow().config.python, Path::new(python))
     }
 
     /// Starts an executor. Whatever happens to it comes as events, `Exited` the last.
@@ -370,8 +371,9 @@ async fn finish(inner: Weak<RefCell<Inner>>, executor: u32, what: String) {
 
 impl Inner {
     fn environment(&self, python: &str) -> Environment {
-        let theirs = Path::new(python);
-        let python = if theirs.is_absolute() && theirs.exists() { theirs } else { &self.config.python };
+        let (theirs, ours) = (Path::new(python), self.config.python.as_path());
+        let use_theirs = theirs.is_absolute() && !same_interpreter(ours, theirs) && theirs.exists();
+        let python = if use_theirs { theirs } else { ours };
         Environment { python: python.to_path_buf(), preload: self.config.preload.clone() }
     }
 
@@ -445,6 +447,22 @@ impl Inner {
             let _ = rustix::process::pidfd_send_signal(&process.pidfd, signal);
         }
     }
+}
+
+/// `bin/python` and `bin/python3` of one environment; the directory counts, because it makes the environment.
+fn same_interpreter(one: &Path, other: &Path) -> bool {
+    let target = |path: &Path| path.canonicalize().ok();
+    one == other || (one.parent() == other.parent() && target(one).is_some() && target(one) == target(other))
+}
+
+/// A bare name as the shell would find it, so that it can be told from and compared with others.
+fn find_program(name: PathBuf) -> PathBuf {
+    if name.components().count() != 1 {
+        return name;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(&name)).find(|program| program.is_file());
+    found.unwrap_or(name)
 }
 
 /// Code pickled by one minor version of Python may not run in another.

@@ -215,6 +215,17 @@ fn another_minor_version_is_refused_with_both_named() {
     });
 }
 
+#[test]
+fn names_of_one_interpreter_are_one() {
+    let own = python();
+    let other = own.with_file_name("python3");
+    if other.exists() && own.file_name() != other.file_name() {
+        assert!(same_interpreter(&own, &other));
+    }
+    assert!(!same_interpreter(&own, Path::new("/bin/sh")));
+    assert!(find_program("sh".into()).is_absolute());
+}
+
 /// The daemon of the SIGKILL test: this test binary, run again by the test.
 #[test]
 #[ignore = "not a test: the process that the next one kills"]
