@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, missing_docs)]
+
 //! A head's edge in this process, on port 0, with nodes that are nothing but gRPC streams and a core that does what
 //! the test says.
 

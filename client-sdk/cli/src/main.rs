@@ -1,2 +1,63 @@
-//! The `cluster` command.
-fn main() {}
+//! The `cluster` command: starts and ends daemons, and asks a running cluster.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `args` | flags, environment, help |
+//! | `config` | flag over environment over file over default, as one checked struct |
+//! | `up`, `down` | the daemons of this machine |
+//! | `ask`, `views`, `table` | questions to a cluster, and their answers for people and programs |
+//! | `daemons` | what the hidden subcommands run |
+//! | `run_dir`, `process` | the directory of a cluster on this machine; its processes |
+//! | `units`, `error` | sizes and times as people write them; exit codes |
+
+mod args;
+mod ask;
+mod config;
+mod daemons;
+mod down;
+mod error;
+mod process;
+mod run_dir;
+mod stand_in;
+mod table;
+mod units;
+mod up;
+mod views;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use error::CliError;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Who pipes us into `head` is not told that the pipe closed.
+            if !error.is_broken_pipe() {
+                eprintln!("error: {error}");
+            }
+            error.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Up(args) => up::run(&args),
+        Command::Down(args) => down::run(&args),
+        Command::Status(args) => ask::status(&args),
+        Command::List(args) => ask::list(&args),
+        Command::Why(args) => ask::why(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "cluster", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::HeadDaemon(args) => daemons::head(&args),
+        Command::WorkerDaemon(args) => daemons::worker(&args),
+        Command::Embedded(args) => daemons::embedded(&args),
+    }
+}

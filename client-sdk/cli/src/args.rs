@@ -1,0 +1,277 @@
+//! Flags, the environment variables that stand for them, and help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::{Resources, parse_amount, parse_bytes, parse_label, parse_resources};
+
+/// Run Python functions on every core, GPU and machine you have: start a cluster, look at it, end it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cluster",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  cluster up                           start a cluster on this machine
+  cluster up --join 10.0.0.1:8264      make this machine part of another's cluster
+  cluster status                       what there is and what is in use
+  cluster why 9f3c21aa.17              why a task is where it is
+  cluster down                         end what runs on this machine
+
+Exit codes:
+  0  done
+  1  failed
+  2  a flag, a variable or the configuration file makes no sense
+  3  no cluster can be reached
+  4  the token is missing or wrong, or the cluster refused this machine"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a cluster on this machine, or join one, in the background.
+    #[command(after_help = "\
+Examples:
+  cluster up
+  cluster up --num-cpus 4 --num-gpus 1 --memory 16GiB --object-store-memory 4GiB
+  cluster up --host 10.0.0.1                         let other machines join
+  cluster up --join 10.0.0.1:8264 --label zone=west  join, from another machine
+  cluster up --config cluster.toml
+
+Every setting can come from its flag, its environment variable or the file, in this order. The file has the flags'
+names with underscores:
+  num_cpus = 4
+  object_store_memory = \"4GiB\"
+  [resources]
+  tpu = 1")]
+    Up(Box<UpArgs>),
+    /// End the daemons of this machine and all they started.
+    #[command(after_help = "\
+Examples:
+  cluster down
+  cluster down --dir /tmp/second-cluster")]
+    Down(DownArgs),
+    /// Show a cluster at a glance: nodes, tasks, resources, memory.
+    #[command(after_help = "\
+Examples:
+  cluster status
+  cluster status --address 10.0.0.1:8264 --token-file token
+  cluster status --json | jq .resources.available")]
+    Status(AskArgs),
+    /// List nodes, tasks or objects.
+    #[command(after_help = "\
+Examples:
+  cluster list nodes
+  cluster list tasks --limit 1000
+  cluster list objects --json")]
+    List(ListArgs),
+    /// Say why a task is where it is: what it waits for, or what became of it.
+    #[command(after_help = "\
+Examples:
+  cluster why 5b1fd2c09f3c21aa.17
+  cluster why 21aa.17                  any end of a task's id that is unambiguous")]
+    Why(WhyArgs),
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Examples:
+  cluster completions bash > ~/.local/share/bash-completion/completions/cluster
+  cluster completions zsh > ~/.zfunc/_cluster
+  cluster completions fish > ~/.config/fish/completions/cluster.fish")]
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    #[command(hide = true)]
+    HeadDaemon(DaemonArgs),
+    #[command(hide = true)]
+    WorkerDaemon(DaemonArgs),
+    /// A cluster of one process for one driver. It ends when its standard input does; one line of JSON on its standard
+    /// output says that it is ready. The token, if one is wanted, is in CLUSTER_TOKEN.
+    #[command(hide = true)]
+    Embedded(Box<EmbeddedArgs>),
+}
+
+/// Where the daemons of this machine keep their files.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Place {
+    /// The directory of this machine's daemons [default: $XDG_RUNTIME_DIR/concurrent-ml or /tmp/concurrent-ml-UID]
+    #[arg(long, env = "CLUSTER_DIR", value_name = "DIR", help_heading = "General")]
+    pub dir: Option<PathBuf>,
+    /// A TOML file with settings
+    #[arg(long, env = "CLUSTER_CONFIG", value_name = "FILE", help_heading = "General")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "General")]
+    pub json: bool,
+}
+
+/// The cluster's secret. `CLUSTER_TOKEN` itself is read where it is needed, so that no help or error shows it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TokenArgs {
+    /// A file that holds the cluster's token; CLUSTER_TOKEN may hold the token itself [default: DIR/token]
+    #[arg(long, env = "CLUSTER_TOKEN_FILE", value_name = "FILE", help_heading = "General")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// What a machine offers.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OfferArgs {
+    /// Cores; fractions are fine [default: those of this machine]
+    #[arg(long, env = "CLUSTER_NUM_CPUS", value_name = "N", value_parser = parse_amount)]
+    pub num_cpus: Option<f64>,
+    /// GPUs [default: those of this machine]
+    #[arg(long, env = "CLUSTER_NUM_GPUS", value_name = "N", value_parser = parse_amount)]
+    pub num_gpus: Option<f64>,
+    /// Memory for tasks that ask for some, like 4GiB [default: what the machine has beside the object store]
+    #[arg(long, env = "CLUSTER_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Memory for objects, like 2GiB [default: a share of this machine's]
+    #[arg(long, env = "CLUSTER_OBJECT_STORE_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub object_store_memory: Option<u64>,
+    /// Custom resources, like '{"tpu": 1}'
+    #[arg(long, env = "CLUSTER_RESOURCES", value_name = "JSON", value_parser = parse_resources)]
+    pub resources: Option<Resources>,
+    /// A label of this node; may be given many times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// The Python that runs tasks [default: the one this command was installed with, else python3]
+    #[arg(long, env = "CLUSTER_PYTHON", value_name = "PATH")]
+    pub python: Option<PathBuf>,
+    /// Where objects go when memory is full [default: DIR/spill]
+    #[arg(long, env = "CLUSTER_SPILL_DIR", value_name = "DIR")]
+    pub spill_dir: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// Join the cluster whose head is at this address instead of starting one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    #[command(flatten)]
+    pub offer: OfferArgs,
+    /// The address to listen on [default: 127.0.0.1; with --join, the address that faces the head]
+    #[arg(long, env = "CLUSTER_HOST", value_name = "IP", help_heading = "Network")]
+    pub host: Option<std::net::IpAddr>,
+    /// The name or address by which other machines reach this one [default: the one listened on]
+    #[arg(long, env = "CLUSTER_ADVERTISE", value_name = "HOST", help_heading = "Network")]
+    pub advertise: Option<String>,
+    /// The head's port [default: 8264]
+    #[arg(long, env = "CLUSTER_PORT", value_name = "PORT", help_heading = "Network")]
+    pub port: Option<u16>,
+    /// The port for objects on their way between nodes [default: 8266]
+    #[arg(long, env = "CLUSTER_DATA_PORT", value_name = "PORT", help_heading = "Network")]
+    pub data_port: Option<u16>,
+    /// The port for programs on machines without a daemon [default: 8267, or any if that is taken]
+    #[arg(long, env = "CLUSTER_GATEWAY_PORT", value_name = "PORT", help_heading = "Network")]
+    pub gateway_port: Option<u16>,
+    #[command(flatten)]
+    pub token: TokenArgs,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args, Debug)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct AskArgs {
+    /// The cluster's head [default: the one started on this machine]
+    #[arg(long, env = "CLUSTER_ADDRESS", value_name = "HOST:PORT", help_heading = "General")]
+    pub address: Option<String>,
+    #[command(flatten)]
+    pub token: TokenArgs,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// What to list
+    #[arg(value_enum)]
+    pub what: Listed,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub limit: u32,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Listed {
+    /// The machines of the cluster
+    Nodes,
+    /// Tasks, newest first
+    Tasks,
+    /// Objects that the head knows, largest first
+    Objects,
+}
+
+#[derive(Args, Debug)]
+pub struct WhyArgs {
+    /// The task's id, or any end of it that is unambiguous
+    pub task: String,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    /// JSON, from `cluster up`.
+    #[arg(long)]
+    pub settings: String,
+}
+
+#[derive(Args, Debug)]
+pub struct EmbeddedArgs {
+    #[arg(long, env = "CLUSTER_DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub offer: OfferArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_public_command_shows_examples() {
+        let mut cli = Cli::command();
+        assert!(cli.render_help().to_string().contains("Exit codes:"));
+        for command in
+            cli.get_subcommands_mut().filter(|command| !command.is_hide_set() && command.get_name() != "help")
+        {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{help}");
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_name_their_flag() {
+        for flag in [
+            "--num-cpus=-1",
+            "--num-cpus=nan",
+            "--memory=lots",
+            "--port=99999",
+            "--resources=tpu",
+            "--label=x",
+        ] {
+            let error = Cli::try_parse_from(["cluster", "up", flag]).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(flag.split('=').next().unwrap()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What a command was told: flag over environment (clap does these two) over file over default.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::args::{AskArgs, OfferArgs, Place, TokenArgs, UpArgs};
+use crate::error::CliError;
+use crate::run_dir::RunDir;
+use crate::units::{Resources, check_amount, check_resources, parse_bytes};
+
+pub const DEFAULT_PORT: u16 = 8264;
+pub const DEFAULT_DATA_PORT: u16 = 8266;
+pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
+
+/// The file's keys, in the order that help shows them.
+const KEYS: [&str; 18] = [
+    "host",
+    "advertise",
+    "port",
+    "data_port",
+    "gateway_port",
+    "num_cpus",
+    "num_gpus",
+    "memory",
+    "object_store_memory",
+    "resources",
+    "labels",
+    "python",
+    "spill_dir",
+    "dir",
+    "token_file",
+    "address",
+    "join",
+    "loss_timeout_seconds",
+];
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FileConfig {
+    host: Option<IpAddr>,
+    advertise: Option<String>,
+    port: Option<u16>,
+    data_port: Option<u16>,
+    gateway_port: Option<u16>,
+    #[serde(deserialize_with = "amount")]
+    num_cpus: Option<f64>,
+    #[serde(deserialize_with = "amount")]
+    num_gpus: Option<f64>,
+    #[serde(deserialize_with = "size")]
+    memory: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    object_store_memory: Option<u64>,
+    #[serde(deserialize_with = "resources")]
+    resources: Option<Resources>,
+    labels: BTreeMap<String, String>,
+    python: Option<PathBuf>,
+    spill_dir: Option<PathBuf>,
+    dir: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    address: Option<String>,
+    join: Option<String>,
+    loss_timeout_seconds: Option<f64>,
+}
+
+/// What `cluster up` does, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpConfig {
+    pub dir: RunDir,
+    pub join: Option<String>,
+    /// `None`: nobody said; what it becomes depends on `join`.
+    pub host: Option<IpAddr>,
+    pub advertise: String,
+    pub port: u16,
+    pub data_port: u16,
+    /// Whether another port will do when this one is taken.
+    pub gateway_port: (u16, bool),
+    pub offer: OfferConfig,
+    pub token_file: Option<PathBuf>,
+    pub loss_timeout_ms: u64,
+}
+
+/// What a machine offers, as it is handed to its daemon.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OfferConfig {
+    pub num_cpus: Option<f64>,
+    pub num_gpus: Option<f64>,
+    pub memory: Option<u64>,
+    pub object_store_memory: Option<u64>,
+    pub resources: Resources,
+    pub labels: BTreeMap<String, String>,
+    pub python: Option<PathBuf>,
+    pub spill_dir: Option<PathBuf>,
+}
+
+/// Whom to ask, and with what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskConfig {
+    pub dir: RunDir,
+    pub address: Option<String>,
+    pub token_file: Option<PathBuf>,
+}
+
+impl FileConfig {
+    /// The file that was named, or none.
+    pub fn load(place: &Place) -> Result<Self, CliError> {
+        let Some(path) = &place.config else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            CliError::Usage(format!("cannot read the configuration file {}: {error}", path.display()))
+        })?;
+        Self::parse(&text).map_err(|problem| {
+            CliError::Usage(format!("in the configuration file {}: {problem}", path.display()))
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(format!("`{unknown}` is no setting; did you mean `{}`?", nearest(unknown, &KEYS)));
+        }
+        // From the text once more, so that errors show the line.
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
+impl UpConfig {
+    pub fn new(args: &UpArgs) -> Result<Self, CliError> {
+        let file = FileConfig::load(&args.place)?;
+        let gateway = args.gateway_port.or(file.gateway_port);
+        let seconds = file.loss_timeout_seconds.unwrap_or(5.0);
+        if !(0.5..=3600.0).contains(&seconds) {
+            return Err(CliError::Usage(format!(
+                "`loss_timeout_seconds` is {seconds}; it must lie between 0.5 and 3600"
+            )));
+        }
+        Ok(Self {
+            dir: run_dir(&args.place, &file),
+            join: args.join.clone().or(file.join).map(|address| with_port(&address)),
+            host: args.host.or(file.host),
+            advertise: args.advertise.clone().or(file.advertise).unwrap_or_default(),
+            port: args.port.or(file.port).unwrap_or(DEFAULT_PORT),
+            data_port: args.data_port.or(file.data_port).unwrap_or(DEFAULT_DATA_PORT),
+            gateway_port: (gateway.unwrap_or(DEFAULT_GATEWAY_PORT), gateway.is_none()),
+            token_file: token_file(&args.token, file.token_file.as_deref()),
+            offer: OfferConfig {
+                num_cpus: args.offer.num_cpus.or(file.num_cpus),
+                num_gpus: args.offer.num_gpus.or(file.num_gpus),
+                memory: args.offer.memory.or(file.memory),
+                object_store_memory: args.offer.object_store_memory.or(file.object_store_memory),
+                resources: args.offer.resources.clone().or(file.resources).unwrap_or_default(),
+                labels: if args.offer.labels.is_empty() {
+                    file.labels
+                } else {
+                    args.offer.labels.iter().cloned().collect()
+                },
+                python: args.offer.python.clone().or(file.python).map(|path| program(&path)),
+                spill_dir: args.offer.spill_dir.clone().or(file.spill_dir).map(|path| from_here(&path)),
+            },
+            loss_timeout_ms: (seconds * 1000.0) as u64,
+        })
+    }
+
+    /// What the daemons listen on: loopback unless told otherwise, or when joining what another machine offers.
+    pub fn listen_host(&self) -> IpAddr {
+        match (&self.host, &self.join) {
+            (Some(host), _) => *host,
+            (None, Some(head)) => facing(head).unwrap_or(Ipv4Addr::LOCALHOST.into()),
+            (None, None) => Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+impl OfferConfig {
+    pub fn from_flags(args: &OfferArgs) -> Self {
+        Self {
+            num_cpus: args.num_cpus,
+            num_gpus: args.num_gpus,
+            memory: args.memory,
+            object_store_memory: args.object_store_memory,
+            resources: args.resources.clone().unwrap_or_default(),
+            labels: args.labels.iter().cloned().collect(),
+            python: args.python.clone(),
+            spill_dir: args.spill_dir.clone(),
+        }
+    }
+}
+
+impl AskConfig {
+    pub fn new(args: &AskArgs) -> Result<Self, CliError> {
+        let file = FileConfig::load(&args.place)?;
+        let address =
+            args.address.clone().filter(|address| !address.is_empty()).or_else(|| file.address.clone());
+        Ok(Self {
+            dir: run_dir(&args.place, &file),
+            address: address.map(|address| with_port(&address)),
+            token_file: token_file(&args.token, file.token_file.as_deref()),
+        })
+    }
+}
+
+/// Daemons run in `/`: a path that means something here must be whole there.
+fn from_here(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// A bare name is looked for in PATH, as everywhere.
+fn program(path: &Path) -> PathBuf {
+    if path.components().count() > 1 { from_here(path) } else { path.to_path_buf() }
+}
+
+/// The directory for a command that reads nothing else from the file.
+pub fn dir_of(place: &Place) -> Result<RunDir, CliError> {
+    Ok(run_dir(place, &FileConfig::load(place)?))
+}
+
+fn run_dir(place: &Place, file: &FileConfig) -> RunDir {
+    let named = place.dir.clone().filter(|dir| !dir.as_os_str().is_empty()).or_else(|| file.dir.clone());
+    named.map_or_else(RunDir::default_for_user, RunDir::new)
+}
+
+fn token_file(args: &TokenArgs, file: Option<&Path>) -> Option<PathBuf> {
+    args.token_file
+        .clone()
+        .filter(|path| !path.as_os_str().is_empty())
+        .or_else(|| file.map(Path::to_path_buf))
+}
+
+/// `host` alone means the default port.
+pub fn with_port(address: &str) -> String {
+    let has_port = match address.rfind(']') {
+        Some(bracket) => address[bracket..].contains(':'),
+        None => address.matches(':').count() == 1,
+    };
+    match address.parse::<IpAddr>() {
+        Ok(IpAddr::V6(ip)) => format!("[{ip}]:{DEFAULT_PORT}"),
+        _ if has_port => address.to_owned(),
+        _ => format!("{address}:{DEFAULT_PORT}"),
+    }
+}
+
+/// The address of this machine from which packets to another leave. Nothing is sent.
+pub fn facing(address: &str) -> Option<IpAddr> {
+    use std::net::{ToSocketAddrs, UdpSocket};
+    let target = address.to_socket_addrs().ok()?.next()?;
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().ok()? };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(target).ok()?;
+    socket.local_addr().ok().map(|local| local.ip())
+}
+
+/// The known key that takes the fewest changes to reach.
+fn nearest<'a>(unknown: &str, known: &[&'a str]) -> &'a str {
+    let unknown = unknown.replace('-', "_");
+    known.iter().copied().min_by_key(|key| distance(&unknown, key)).unwrap_or_default()
+}
+
+/// Levenshtein's.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let change = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(from).map_err(|_| D::Error::custom("is no size: write one like \"4GiB\""))? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => parse_bytes(&text).map(Some).map_err(D::Error::custom),
+    }
+}
+
+fn amount<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    check_amount(f64::deserialize(from)?).map(Some).map_err(D::Error::custom)
+}
+
+fn resources<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Resources>, D::Error> {
+    check_resources(Resources::deserialize(from)?).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn up(flags: &[&str], file: &str) -> Result<UpConfig, CliError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cluster.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut words = vec!["cluster", "up", "--config", path.to_str().unwrap()];
+        words.extend(flags);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Up(args) => UpConfig::new(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file =
+            "num_cpus = 3\nport = 1\nmemory = \"4GiB\"\n[labels]\nzone = \"west\"\n[resources]\ntpu = 2\n";
+        let config = up(&["--port", "7"], file).unwrap();
+        assert_eq!((config.port, config.data_port), (7, DEFAULT_DATA_PORT));
+        assert_eq!(config.offer.num_cpus, Some(3.0));
+        assert_eq!(config.offer.memory, Some(4 << 30));
+        assert_eq!(config.offer.labels["zone"], "west");
+        assert_eq!(config.offer.resources["tpu"], 2.0);
+        assert_eq!(config.listen_host(), IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_nearest_neighbour() {
+        for (key, expected) in
+            [("num_cpu", "num_cpus"), ("data-port", "data_port"), ("ressources", "resources")]
+        {
+            let error = up(&[], &format!("{key} = 2\n")).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{key}`")) && error.contains(&format!("`{expected}`")),
+                "{error}"
+            );
+            assert!(error.contains("cluster.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_file_is_known_and_no_other() {
+        for key in KEYS {
+            let error = toml::from_str::<FileConfig>(&format!("{key} = {{ strange = [] }}\n"));
+            let text = error.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(!text.contains("unknown field"), "{key}: {text}");
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_their_place() {
+        for (line, expected) in [
+            ("num_cpus = -1", "negative"),
+            ("memory = \"lots\"", "4GiB"),
+            ("port = 99999", "port"),
+            ("resources = { CPU = 1 }", "--num-cpus"),
+            ("loss_timeout_seconds = 0", "between"),
+            ("num_cpus = ", "line 1"),
+        ] {
+            let error = up(&[], line).unwrap_err();
+            assert!(matches!(error, CliError::Usage(_)));
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_a_port_has_the_default_one() {
+        let cases = [
+            ("host", "host:8264"),
+            ("host:1", "host:1"),
+            ("10.0.0.1", "10.0.0.1:8264"),
+            ("::1", "[::1]:8264"),
+            ("[::1]:5", "[::1]:5"),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(with_port(given), expected);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! `cluster up`: head and worker daemon in the background, or a worker that joins.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use worker_node::Ready;
+
+use crate::args::UpArgs;
+use crate::config::{UpConfig, facing};
+use crate::daemons::{HeadSettings, WorkerSettings};
+use crate::down::end_daemons;
+use crate::error::CliError;
+use crate::process::{Daemon, wait_readable};
+use crate::run_dir::{ClusterFile, RunDir, find_token, make_token};
+
+/// How long a daemon may take to say that it is ready.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long it may take from its last word to its end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Lines of a log that are shown when its daemon failed.
+const LOG_TAIL: usize = 15;
+
+/// An address that is never routed: where packets to it would leave, this machine faces the world.
+const ELSEWHERE: &str = "192.0.2.1:9";
+
+pub fn run(args: &UpArgs) -> Result<(), CliError> {
+    let config = UpConfig::new(args)?;
+    let dir = &config.dir;
+    dir.create()?;
+    let lock = dir.lock()?;
+    refuse_second(dir)?;
+    write_token(&config)?;
+    let cluster = match start(&config) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            // Half a cluster is none.
+            end_daemons(dir)?;
+            return Err(error);
+        }
+    };
+    let json = serde_json::to_string_pretty(&cluster).unwrap_or_default();
+    dir.write_private(&dir.cluster_file(), &(json + "\n"))?;
+    drop(lock);
+    report(&config, cluster, args.place.json)
+}
+
+fn refuse_second(dir: &RunDir) -> Result<(), CliError> {
+    let running = ["head", "worker"].into_iter().find_map(|name| Daemon::from_pid_file(&dir.pid_file(name)));
+    let Some(daemon) = running else {
+        // What a killed cluster left.
+        end_daemons(dir)?;
+        return Ok(());
+    };
+    let whose = dir
+        .read_cluster_file()
+        .map(|file| format!(" of the cluster at {}", file.address))
+        .unwrap_or_default();
+    Err(CliError::Failed(format!(
+        "a daemon{whose} is running here already (process {}, in {}): end it with `cluster down`, or name another \
+         directory with --dir",
+        daemon.pid,
+        dir.path().display()
+    )))
+}
+
+/// Sees to it that `DIR/token` holds the token: given, kept from before, or (for a new cluster) made.
+fn write_token(config: &UpConfig) -> Result<(), CliError> {
+    let token = match (find_token(&config.dir, config.token_file.as_deref())?, &config.join) {
+        (Some(token), _) => token,
+        (None, None) => make_token()?,
+        (None, Some(head)) => {
+            return Err(CliError::Token(format!(
+                "joining {head} takes its token: copy the file `token` from the directory of the cluster's first \
+                 machine and name it with --token-file, or set CLUSTER_TOKEN"
+            )));
+        }
+    };
+    config.dir.write_private(&config.dir.token(), &(token + "\n"))
+}
+
+fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
+    let dir = &config.dir;
+    let host = config.listen_host();
+    let (head, head_pid) = match &config.join {
+        Some(head) => (head.clone(), None),
+        None => {
+            let settings = HeadSettings {
+                listen: SocketAddr::new(host, config.port),
+                token_file: dir.token(),
+                state: dir.state(),
+                loss_timeout_ms: config.loss_timeout_ms,
+            };
+            let (pid, _) = start_daemon(dir, "head", &settings)?;
+            (SocketAddr::new(near(host), config.port).to_string(), Some(pid))
+        }
+    };
+    let gateway = gateway_address(host, config.gateway_port);
+    let settings = WorkerSettings {
+        dir: dir.path().to_path_buf(),
+        head: head.clone(),
+        token_file: dir.token(),
+        offer: config.offer.clone(),
+        data_listen: SocketAddr::new(host, config.data_port),
+        gateway_listen: gateway,
+        advertise: advertised(config, host),
+    };
+    let (worker_pid, line) = start_daemon(dir, "worker", &settings)?;
+    let ready: Ready = serde_json::from_str(&line)
+        .map_err(|error| CliError::Failed(format!("the worker daemon said `{}`: {error}", line.trim())))?;
+    Ok(ClusterFile {
+        address: head,
+        token_file: dir.token(),
+        node_socket: ready.socket,
+        node_id: ready.node,
+        head_pid,
+        worker_pid,
+        data_port: config.data_port,
+        gateway_port: gateway.port(),
+    })
+}
+
+/// An address that is listened on, as it is reached from this machine.
+fn near(host: IpAddr) -> IpAddr {
+    match host {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        host => host,
+    }
+}
+
+/// The name by which other machines are told to reach this one; empty: the daemon finds it on its way to the head.
+fn advertised(config: &UpConfig, host: IpAddr) -> String {
+    if !config.advertise.is_empty() || !host.is_unspecified() || config.join.is_some() {
+        return config.advertise.clone();
+    }
+    // The head is on this machine, so the way to it says nothing of how others come here.
+    facing(ELSEWHERE).map(|ip| ip.to_string()).unwrap_or_default()
+}
+
+/// The gateway's port matters to nobody but the head, which tells it to who asks: if the usual one is taken and nobody
+/// insisted on it, any will do.
+fn gateway_address(host: IpAddr, (port, any_will_do): (u16, bool)) -> SocketAddr {
+    let usual = SocketAddr::new(host, port);
+    if !any_will_do || TcpListener::bind(usual).is_ok() {
+        return usual;
+    }
+    let free = TcpListener::bind(SocketAddr::new(host, 0)).and_then(|listener| listener.local_addr());
+    free.unwrap_or(usual)
+}
+
+/// Starts a daemon and returns the line by which it says that it is ready.
+fn start_daemon(dir: &RunDir, name: &str, settings: &impl Serialize) -> Result<(u32, String), CliError> {
+    let path = dir.log(name);
+    let mut log = File::options()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(&path)
+        .map_err(CliError::io(format!("open the log {}", path.display())))?;
+    let begin = log.seek(SeekFrom::End(0)).unwrap_or(0);
+    let stderr = log.try_clone().map_err(CliError::io("share the log"))?;
+    let settings = serde_json::to_string(settings).map_err(|error| {
+        CliError::Failed(format!("cannot write the settings of the {name} daemon: {error}"))
+    })?;
+    let program = std::env::current_exe().map_err(CliError::io("find this program"))?;
+    let mut child = Command::new(program)
+        .args([format!("{name}-daemon"), "--settings".to_owned(), settings])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .current_dir("/")
+        .spawn()
+        .map_err(CliError::io(format!("start the {name} daemon")))?;
+    let pid = child.id();
+    Daemon::write_pid_file(dir, name, pid)?;
+    let line = first_line(&mut child);
+    if !line.is_empty() {
+        return Ok((pid, line));
+    }
+    // Its standard output is closed, so it is ending; else it said nothing in time.
+    if let Some(daemon) = Daemon::open(pid) {
+        daemon.wait(LAST_WORDS);
+    }
+    let ended = child.try_wait().ok().flatten();
+    let tail = LogTail::read(&mut log, begin);
+    let message = match ended {
+        Some(status) => tail.explain(name, &format!("ended at its start ({status})"), &path),
+        None => tail.explain(name, &format!("did not get ready within {} s", PATIENCE.as_secs()), &path),
+    };
+    Err(CliError::of_daemon(ended.and_then(|status| status.code()), message))
+}
+
+/// Empty if the daemon ended, or let the deadline pass, without a word.
+fn first_line(child: &mut Child) -> String {
+    let Some(mut stdout) = child.stdout.take() else { return String::new() };
+    let deadline = Instant::now() + PATIENCE;
+    let mut line = Vec::new();
+    let mut buffer = [0; 512];
+    while !line.contains(&b'\n') && wait_readable(&stdout, deadline) {
+        match stdout.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => line.extend_from_slice(&buffer[..count]),
+        }
+    }
+    if line.contains(&b'\n') { String::from_utf8_lossy(&line).into_owned() } else { String::new() }
+}
+
+/// What a daemon logged since it was started.
+struct LogTail {
+    lines: Vec<String>,
+}
+
+impl LogTail {
+    fn read(log: &mut File, begin: u64) -> Self {
+        let mut text = Vec::new();
+        let read = log.seek(SeekFrom::Start(begin)).and_then(|_| log.read_to_end(&mut text));
+        let text = if read.is_ok() { String::from_utf8_lossy(&text).into_owned() } else { String::new() };
+        Self { lines: text.lines().map(str::to_owned).collect() }
+    }
+
+    /// The daemon's own sentence if it gave one (its last line), else the end of the log.
+    fn explain(&self, name: &str, what: &str, path: &std::path::Path) -> String {
+        if let Some(sentence) = self.lines.last().and_then(|line| line.strip_prefix("error: ")) {
+            return format!("{sentence}\n(the {name} daemon's log is {})", path.display());
+        }
+        let from = self.lines.len().saturating_sub(LOG_TAIL);
+        let tail: String = self.lines[from..].iter().map(|line| format!("\n  {line}")).collect();
+        format!("the {name} daemon {what}; the end of its log, {}:{tail}", path.display())
+    }
+}
+
+#[derive(Serialize)]
+struct UpReport {
+    #[serde(flatten)]
+    cluster: ClusterFile,
+    join_command: String,
+}
+
+fn report(config: &UpConfig, cluster: ClusterFile, json: bool) -> Result<(), CliError> {
+    let address = &cluster.address;
+    let token_file = cluster.token_file.display().to_string();
+    let host = config.listen_host();
+    let outside = match (config.advertise.as_str(), &config.join) {
+        (_, Some(head)) => head.clone(),
+        ("", None) if host.is_unspecified() => {
+            SocketAddr::new(facing(ELSEWHERE).unwrap_or(near(host)), config.port).to_string()
+        }
+        ("", None) => address.clone(),
+        (name, None) => format!("{name}:{}", config.port),
+    };
+    let join_command = format!("cluster up --join {outside} --token-file TOKEN_FILE");
+    let mut out = std::io::stdout().lock();
+    if json {
+        let report = UpReport { cluster, join_command };
+        writeln!(out, "{}", serde_json::to_string_pretty(&report).unwrap_or_default())?;
+        return Ok(());
+    }
+    match &config.join {
+        Some(head) => writeln!(out, "This machine is node {} of the cluster at {head}.", cluster.node_id)?,
+        None => writeln!(out, "A cluster is up at {address}.")?,
+    }
+    writeln!(out, "\n  A Python program on this machine uses it with")?;
+    writeln!(out, "      concurrent_ml.init(\"{address}\")       or CLUSTER_ADDRESS={address}")?;
+    if config.join.is_none() {
+        writeln!(out, "\n  Another machine joins with a copy of {token_file} and")?;
+        writeln!(out, "      {join_command}")?;
+        if host.is_loopback() {
+            writeln!(
+                out,
+                "  (but this cluster listens on loopback only; `cluster up --host IP` lets others in)"
+            )?;
+        }
+    }
+    writeln!(out, "\n  cluster status    what there is, and what is in use")?;
+    writeln!(out, "  cluster down      ends what runs on this machine")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemons_own_sentence_is_shown_and_else_its_log() {
+        let path = std::path::Path::new("/run/x/logs/head.log");
+        let spoke = LogTail { lines: vec!["INFO started".into(), "error: port 1 is in use".into()] };
+        assert_eq!(
+            spoke.explain("head", "ended", path),
+            "port 1 is in use\n(the head daemon's log is /run/x/logs/head.log)"
+        );
+        let silent = LogTail { lines: (0..40).map(|n| format!("line {n}")).collect() };
+        let text = silent.explain("head", "ended at its start (signal: 9)", path);
+        assert!(text.starts_with("the head daemon ended at its start (signal: 9)"), "{text}");
+        assert!(text.ends_with("line 39") && text.lines().count() == LOG_TAIL + 1, "{text}");
+    }
+
+    #[test]
+    fn a_gateway_gives_way_unless_told_not_to() {
+        let host = IpAddr::from([127, 0, 0, 1]);
+        let taken = TcpListener::bind((host, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        assert_ne!(gateway_address(host, (port, true)).port(), port);
+        assert_eq!(gateway_address(host, (port, false)).port(), port);
+    }
+}
