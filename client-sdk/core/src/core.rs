@@ -332,6 +332,27 @@ impl ClientCore {
         self.objects.get(&object).is_some_and(|entry| entry.state == State::Stored)
     }
 
+    /// Whether it is the result of an own task that has not ended.
+    pub fn is_pending(&self, object: ObjectId) -> bool {
+        self.objects.get(&object).is_some_and(|entry| entry.state == State::Pending)
+    }
+
+    /// One look for a wait: `None` without a handle; else whether it is ready (with `fetch`: here), and if it is not,
+    /// it is asked for as by [`ClientCore::want`].
+    pub fn poll(&mut self, object: ObjectId, fetch: bool) -> Option<bool> {
+        let entry = self.objects.get(&object).filter(|entry| !entry.is_idle())?;
+        let ready = if fetch { entry.state.is_here() } else { entry.state.is_ready() };
+        if !ready && (fetch || entry.state == State::Unknown) {
+            self.want(object, fetch);
+        }
+        Some(ready)
+    }
+
+    /// Whether any value in shared memory is being viewed.
+    pub fn has_views(&self) -> bool {
+        self.objects.values().any(|entry| entry.views > 0)
+    }
+
     /// Reads a value that is here; counts a view if it lies in shared memory.
     pub fn read(&mut self, object: ObjectId) -> Option<Reading> {
         let entry = self.objects.get_mut(&object)?;

@@ -1,19 +1,53 @@
 //! The face of this crate.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cluster_store::layout::Kind;
-use cluster_types::client_node::{ExecutorFailure, LogLine, Welcome};
+use cluster_proto::limits::MAX_FRAME;
+use cluster_store::alloc::Allocator;
+use cluster_store::layout::{Kind, Layout};
+use cluster_types::client_node::{LogLine, PutValue, Welcome};
+use cluster_types::ids::MAX_RETURNS;
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{Attempt, ClientId, GpuShare, JobId, ObjectId, Refs, TaskSpec, TaskTemplate};
+use cluster_types::{
+    Attempt, ClientId, ClientToNode, Failure, FailureKind, GpuShare, INLINE_MAX, JobId, ObjectId, Payload,
+    Refs, TaskSpec, TaskTemplate,
+};
 
+use crate::completion::CompletionQueue;
+use crate::connect::connect;
+use crate::shared::{BACKLOG_MAX, Inner, Shared, mark_forked};
+use crate::value::Memory;
+use crate::waiting::{For, Manner, Step, poll};
 use crate::{ClientError, ConnectError, ConnectOptions, Draft, Got, HandleSource, Interrupt, Parcel, Target};
 
+/// At its end a client waits this long for the daemon to take what it still had to say.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// One process's connection to its daemon. A cheap clone; the last one to go disconnects.
-#[derive(Clone, Debug)]
-pub struct Client {}
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+}
+
+/// What clones share. The helper and the views hold `Shared` only, so that the last client's end is noticed.
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.disconnect();
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Client").field(&self.id()).finish()
+    }
+}
 
 /// One call of a remote function.
 #[derive(Debug)]
@@ -53,27 +87,6 @@ pub enum Notice {
     Text(String),
 }
 
-/// Objects that became ready, as the tokens they were registered under. One per event loop: poll its descriptor,
-/// then drain it.
-#[derive(Clone, Debug)]
-pub struct CompletionQueue {
-    fd: Arc<OwnedFd>,
-}
-
-impl CompletionQueue {
-    /// The tokens of all registered objects that became ready since the last call. Never waits.
-    pub fn drain(&self) -> Vec<u64> {
-        Vec::new()
-    }
-}
-
-impl AsFd for CompletionQueue {
-    /// Readable while there is something to drain.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 impl Client {
     /// Connects and says hello. Waits at most `options.timeout`.
     ///
@@ -84,36 +97,42 @@ impl Client {
         options: ConnectOptions,
         interrupt: Interrupt<'_>,
     ) -> Result<Client, ConnectError> {
-        let _ = (target, options, interrupt);
-        Err(ConnectError::Unreachable("not built yet".to_owned()))
+        connect(target, options, interrupt).map(|shared| Client { handle: Arc::new(Handle { shared }) })
     }
 
     /// Tells every client of this process that it is a forked child now: from here on calls say so and drops do
     /// nothing (rule P6). For `os.register_at_fork(after_in_child=…)`; callable in any state.
-    pub fn mark_forked() {}
+    pub fn mark_forked() {
+        mark_forked();
+    }
 
     /// This client's id: random, new after each connect.
     pub fn id(&self) -> ClientId {
-        ClientId(0)
+        self.shared().id
     }
 
     /// The job it belongs to.
     pub fn job(&self) -> JobId {
-        JobId(0)
+        self.shared().welcome.job
     }
 
     /// What the daemon told at the start: node, job, the job's description, store capacity, cores.
     pub fn welcome(&self) -> &Welcome {
-        unreachable!("no client can be made yet")
+        &self.shared().welcome
     }
 
     /// Ends the connection: unsent messages are flushed, the daemon is told, the helper thread joined. Waiting calls
     /// end with [`ClientError::Closed`]. Views stay valid. Idempotent.
-    pub fn disconnect(&self) {}
+    pub fn disconnect(&self) {
+        self.shared().disconnect();
+    }
 
     /// Why the connection is of no use any more, if it is.
     pub fn broken(&self) -> Option<ClientError> {
-        None
+        match self.shared().check_process() {
+            Err(forked) => Some(forked),
+            Ok(()) => self.shared().lock().lost.clone(),
+        }
     }
 
     // ---- values ----
@@ -129,8 +148,18 @@ impl Client {
         buffer_lens: &[usize],
         interrupt: Interrupt<'_>,
     ) -> Result<Draft, ClientError> {
-        let _ = (kind, in_band_len, buffer_lens, interrupt);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        let layout = Layout::plan(kind, in_band_len, buffer_lens)?;
+        let len = layout.total_len();
+        if len <= INLINE_MAX {
+            return Ok(Draft { layout, memory: Memory::Heap(vec![0; len]) });
+        }
+        shared.check_room(len)?;
+        let memory = match shared.shares_memory {
+            true => Memory::Store(shared.allocate(len, interrupt)?),
+            false => Memory::Heap(vec![0; len]),
+        };
+        Ok(Draft { layout, memory })
     }
 
     /// Makes an object of a value, with one handle. `contains` are the refs inside it; each needs a handle now.
@@ -139,8 +168,14 @@ impl Client {
     /// # Errors
     /// If the connection is of no use.
     pub fn put(&self, value: Parcel, contains: &[ObjectId]) -> Result<ObjectId, ClientError> {
-        let _ = (value, contains);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        let mut inner = shared.lock();
+        inner.usable()?;
+        let small = value.len() <= INLINE_MAX;
+        let object = inner.core.put(value.into_put_value(), Refs::from_slice(contains), small);
+        shared.after_append(inner, false);
+        Ok(object)
     }
 
     /// Submits a task. Each result has one handle. Waits only while this process is more than 64 MiB ahead of its
@@ -149,44 +184,94 @@ impl Client {
     /// # Errors
     /// If the connection is of no use, or the wait was interrupted (then nothing was submitted).
     pub fn submit(&self, call: Call, interrupt: Interrupt<'_>) -> Result<Refs, ClientError> {
-        let _ = (call, interrupt);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        if call.template.num_returns > MAX_RETURNS {
+            let asked = call.template.num_returns;
+            return Err(ClientError::Misuse(format!(
+                "num_returns={asked}: a task can return at most {MAX_RETURNS} values"
+            )));
+        }
+        let mut inner = shared.lock();
+        if shared.backlog(&inner) > BACKLOG_MAX {
+            drop(inner);
+            shared.wait_until(Manner::until(None), interrupt, |inner| {
+                Ok(if shared.backlog(inner) <= BACKLOG_MAX { Step::Done(()) } else { Step::Wait(For::Room) })
+            })?;
+            inner = shared.lock();
+        }
+        inner.usable()?;
+        let Call { template, payload, deps, borrowed } = call;
+        let small = payload.len() <= INLINE_MAX;
+        let quiet = inner.core.unfinished() == 0 && inner.core.outbox().is_empty();
+        let mut stored = None;
+        let payload = match payload.into_put_value() {
+            PutValue::Inline(bytes) if small => Payload::Inline(bytes),
+            value => Payload::Stored(*stored.insert(inner.core.put(value, Refs::new(), false))),
+        };
+        let (_, results) = inner.core.submit(&template, payload, deps, borrowed);
+        if let Some(payload) = stored {
+            // From here on the task holds it.
+            inner.core.drop_handle(payload);
+        }
+        let alone = quiet && shared.unsent.load(Ordering::Relaxed) == 0;
+        shared.after_append(inner, alone);
+        Ok(results)
     }
 
     // ---- handles ----
 
     /// One more handle on an object.
     pub fn add_handle(&self, object: ObjectId, source: HandleSource) {
-        let _ = (object, source);
+        self.add_handles(&[object], source);
     }
 
     /// As [`Client::add_handle`] for each, under one lock.
     pub fn add_handles(&self, objects: &[ObjectId], source: HandleSource) {
-        let _ = (objects, source);
+        let shared = self.shared();
+        if shared.is_forked() {
+            return;
+        }
+        let mut inner = shared.lock();
+        for &object in objects {
+            inner.core.add_handle(object, source);
+        }
+        shared.after_change(inner);
     }
 
     /// One handle less.
     pub fn drop_handle(&self, object: ObjectId) {
-        let _ = object;
+        self.drop_handles(&[object]);
     }
 
     /// As [`Client::drop_handle`] for each, under one lock.
     pub fn drop_handles(&self, objects: &[ObjectId]) {
-        let _ = objects;
+        let shared = self.shared();
+        if shared.is_forked() {
+            return;
+        }
+        let mut inner = shared.lock();
+        for &object in objects {
+            inner.core.drop_handle(object);
+        }
+        shared.after_change(inner);
     }
 
     // ---- reading and waiting ----
 
     /// Whether the object's task has ended, or its value is known to exist. Never waits, never reads the socket.
     pub fn is_ready(&self, object: ObjectId) -> bool {
-        let _ = object;
-        false
+        !self.shared().is_forked() && self.shared().lock().core.is_ready(object)
     }
 
     /// The value, if it is in this process or on this node already. Never waits.
     pub fn try_get(&self, object: ObjectId) -> Option<Got> {
-        let _ = object;
-        None
+        let shared = self.shared();
+        if shared.is_forked() {
+            return None;
+        }
+        let mut inner = shared.lock();
+        shared.read_value(&mut inner, object)
     }
 
     /// All these values, in order.
@@ -199,8 +284,34 @@ impl Client {
         deadline: Option<Instant>,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Got>, ClientError> {
-        let _ = (objects, deadline, interrupt);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        let mut got = Vec::with_capacity(objects.len());
+        let next = Cell::new(0);
+        let mut asked = false;
+        let missing = |inner: &Inner| {
+            let left = objects[next.get()..].iter().copied();
+            left.filter(|&object| !inner.core.is_here(object)).collect()
+        };
+        let manner = Manner { may_spin: true, blocks_on: Some(&missing), ..Manner::until(deadline) };
+        shared.wait_until(manner, interrupt, |inner| {
+            while let Some(&object) = objects.get(next.get()) {
+                if let Some(value) = shared.read_value(inner, object) {
+                    got.push(value);
+                    next.set(next.get() + 1);
+                    continue;
+                }
+                // All at once, not one after the other; evicted meanwhile, it is asked for again.
+                let ask = if asked { 1 } else { objects.len() - next.get() };
+                asked = true;
+                for &object in &objects[next.get()..][..ask] {
+                    inner.core.poll(object, true).ok_or(ClientError::NoHandle(object))?;
+                }
+                return Ok(Step::Wait(For::Here(object)));
+            }
+            Ok(Step::Done(()))
+        })?;
+        Ok(got)
     }
 
     /// Waits until `num_ready` of the objects are ready or the deadline passes, and returns the indices of ready ones
@@ -216,8 +327,55 @@ impl Client {
         fetch: bool,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<usize>, ClientError> {
-        let _ = (objects, num_ready, deadline, fetch, interrupt);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        let enough = num_ready.min(objects.len());
+        let mut found: Vec<usize> = Vec::with_capacity(enough.min(1024));
+        // What was not ready at the last look; `None` before the first.
+        let mut pending: Option<Vec<usize>> = None;
+        let mut look_at = 0;
+        let missing = |_: &Inner| objects.to_vec();
+        let manner = Manner { blocks_on: Some(&missing), ..Manner::until(deadline) };
+        let waited = shared.wait_until(manner, interrupt, |inner| {
+            if let Some(pending) = &mut pending {
+                // Each of those still needed makes progress when it becomes ready, so before that no look can help.
+                if inner.core.progress() >= look_at {
+                    pending.retain(|&index| {
+                        let ready = inner.core.poll(objects[index], fetch) == Some(true);
+                        if ready && found.len() < enough {
+                            found.push(index);
+                        }
+                        !ready
+                    });
+                }
+            } else {
+                let mut unready = Vec::new();
+                for (index, &object) in objects.iter().enumerate() {
+                    if found.len() == enough {
+                        break;
+                    }
+                    match inner.core.poll(object, fetch) {
+                        Some(true) => found.push(index),
+                        Some(false) => unready.push(index),
+                        None => return Err(ClientError::NoHandle(object)),
+                    }
+                }
+                pending = Some(unready);
+            }
+            if found.len() == enough {
+                return Ok(Step::Done(()));
+            }
+            if inner.core.progress() >= look_at {
+                look_at = inner.core.progress() + (enough - found.len()) as u64;
+            }
+            Ok(Step::Wait(For::Progress(look_at)))
+        });
+        match waited {
+            Ok(()) | Err(ClientError::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// A queue for one event loop.
@@ -225,7 +383,11 @@ impl Client {
     /// # Errors
     /// If the system has no descriptor left.
     pub fn completion_queue(&self) -> Result<CompletionQueue, ClientError> {
-        Err(ClientError::Closed)
+        CompletionQueue::new().map_err(|error| {
+            ClientError::System(format!(
+                "no descriptor for an event loop's queue: {error}; raise `ulimit -n`"
+            ))
+        })
     }
 
     /// Puts `token` into the queue once `try_get` of the object will answer (at once, if it already does), or once the
@@ -234,15 +396,37 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoHandle`], or a broken connection.
     pub fn on_ready(&self, object: ObjectId, queue: &CompletionQueue, token: u64) -> Result<(), ClientError> {
-        let _ = (object, queue, token);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        let mut inner = shared.lock();
+        if !inner.core.knows(object) {
+            return Err(ClientError::NoHandle(object));
+        }
+        if inner.core.is_here(object) {
+            drop(inner);
+            queue.queue.push(token);
+            return Ok(());
+        }
+        inner.usable()?;
+        inner.core.hook(object);
+        inner.hooks.entry(object).or_default().push((queue.queue.clone(), token));
+        shared.after_append(inner, false);
+        Ok(())
     }
 
     // ---- people ----
 
     /// Sends a line that user code printed.
     pub fn log(&self, line: LogLine) {
-        let _ = line;
+        let shared = self.shared();
+        if shared.is_forked() {
+            return;
+        }
+        let mut inner = shared.lock();
+        if inner.lost.is_none() {
+            inner.core.push(ClientToNode::Log(line));
+            shared.after_append(inner, false);
+        }
     }
 
     /// The next thing to print; `Ok(None)` after `timeout`. For a thread of its own.
@@ -250,8 +434,18 @@ impl Client {
     /// # Errors
     /// Once the connection has ended and all was printed.
     pub fn next_notice(&self, timeout: Duration) -> Result<Option<Notice>, ClientError> {
-        let _ = timeout;
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        let deadline = Instant::now() + timeout;
+        // It does not read: it would take the socket from the threads that are in a hurry.
+        let manner = Manner { can_read: false, ..Manner::until(Some(deadline)) };
+        let waited = shared.wait_until(manner, &mut || Ok(()), |inner| {
+            Ok(inner.notices.pop_front().map_or(Step::Wait(For::Notice), Step::Done))
+        });
+        match waited {
+            Ok(notice) => Ok(Some(notice)),
+            Err(ClientError::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the cluster about its state.
@@ -264,53 +458,119 @@ impl Client {
         deadline: Option<Instant>,
         interrupt: Interrupt<'_>,
     ) -> Result<QueryReply, ClientError> {
-        let _ = (query, deadline, interrupt);
-        Err(ClientError::Closed)
+        let shared = self.shared();
+        shared.check_generation()?;
+        let number = {
+            let mut inner = shared.lock();
+            inner.usable()?;
+            let number = inner.next_query;
+            inner.next_query += 1;
+            inner.replies.insert(number, None);
+            inner.core.push(ClientToNode::Query { number, query });
+            number
+        };
+        let waited = shared.wait_until(Manner::until(deadline), interrupt, |inner| {
+            Ok(match inner.replies.get_mut(&number).and_then(Option::take) {
+                Some(reply) => Step::Done(reply),
+                None => Step::Wait(For::Reply(number)),
+            })
+        });
+        shared.lock().replies.remove(&number);
+        waited?.map_err(ClientError::Query)
     }
 
-    // ---- executors ----
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+}
 
-    /// The next task to run, claimed; `None` when no more will come: end the process. Call it from the thread that
-    /// runs the tasks; a `get` or `wait` of that thread lends the task's CPU to others while it blocks.
-    ///
-    /// # Errors
-    /// [`ClientError::Interrupted`].
-    pub fn next_task(&self, interrupt: Interrupt<'_>) -> Result<Option<Task>, ClientError> {
-        let _ = interrupt;
-        Err(ClientError::Closed)
+impl Shared {
+    pub(crate) fn check_generation(&self) -> Result<(), ClientError> {
+        if self.is_forked() { Err(ClientError::Forked { parent: self.pid }) } else { Ok(()) }
     }
 
-    /// User code of the task begins: from here on it can be cancelled.
-    pub fn enter_user_code(&self, tag: u64) {
-        let _ = tag;
+    fn check_room(&self, len: usize) -> Result<(), ClientError> {
+        let too_large = |message: String| {
+            let kind = FailureKind::ObjectTooLarge;
+            Err(ClientError::NoMemory(Failure {
+                kind,
+                message: message.into(),
+                payload: bytes::Bytes::new(),
+                task: None,
+            }))
+        };
+        let capacity = self.welcome.store_capacity;
+        if len as u64 > capacity {
+            return too_large(format!(
+                "a value of {len} bytes can never fit the object store of {capacity} bytes; split it, or give the \
+                 store more memory (object_store_memory)"
+            ));
+        }
+        // Room for the message around it.
+        let travels = MAX_FRAME - 4096;
+        if !self.shares_memory && len > travels {
+            return too_large(format!(
+                "a value of {len} bytes is too large for a driver that shares no memory with a daemon: such a driver \
+                 can send at most {travels} bytes in one value; split it, or run the driver on a machine of the cluster"
+            ));
+        }
+        Ok(())
     }
 
-    /// User code has ended: nothing is raised any more.
-    pub fn leave_user_code(&self) {}
-
-    /// In the signal handler: whether the running task is to be cancelled. True once for each request.
-    pub fn take_cancel(&self) -> bool {
-        false
-    }
-
-    /// Who cancelled the task and why, if the daemon said so.
-    pub fn cancel_reason(&self, tag: u64) -> Option<String> {
-        let _ = tag;
-        None
-    }
-
-    /// Reports how a task ended: one value per result with the refs inside it (each with a handle now; drop those
-    /// after this), or the exception. Never waits.
-    ///
-    /// # Errors
-    /// If the connection is of no use.
-    pub fn complete(
+    /// Memory of the own lease; asks for more, and waits for it, only where there is no room.
+    fn allocate(
         &self,
-        tag: u64,
-        result: Result<Vec<(Parcel, Refs)>, ExecutorFailure>,
-        micros: u64,
-    ) -> Result<(), ClientError> {
-        let _ = (tag, result, micros);
-        Err(ClientError::Closed)
+        len: usize,
+        interrupt: Interrupt<'_>,
+    ) -> Result<cluster_store::segment::WriteBuf, ClientError> {
+        self.check_generation()?;
+        let bytes = Allocator::segment_len(len as u64);
+        let begun = self.lock().memory_news;
+        let mut seen = begun;
+        loop {
+            // Not under the lock: fresh memory is populated here, which takes a while.
+            if let Some(buf) = self.arena.alloc(len) {
+                return Ok(buf);
+            }
+            seen = self.wait_until(Manner::until(None), interrupt, |inner| {
+                let refused = |(number, asked, _): &&(u64, u64, Failure)| *number > begun && *asked == bytes;
+                if let Some((_, _, failure)) = inner.denied.iter().find(refused) {
+                    return Err(ClientError::NoMemory(failure.clone()));
+                }
+                if inner.memory_news > seen {
+                    return Ok(Step::Done(inner.memory_news));
+                }
+                if !inner.requested.iter().any(|&asked| asked >= bytes) {
+                    inner.requested.push(bytes);
+                    inner.core.push(ClientToNode::RequestMemory { bytes });
+                }
+                Ok(Step::Wait(For::Memory(seen)))
+            })?;
+        }
+    }
+
+    pub(crate) fn disconnect(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        {
+            let mut inner = self.lock();
+            // The daemon takes a farewell for the end of all views. While there are some it finds out by itself, when
+            // the process ends (rule P1).
+            if inner.lost.is_none() && !inner.core.has_views() {
+                inner.core.push(ClientToNode::Goodbye);
+            }
+        }
+        self.flush();
+        let deadline = Instant::now() + FAREWELL;
+        while self.unsent.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            let mut fds = [rustix::event::PollFd::new(&self.socket, rustix::event::PollFlags::OUT)];
+            let _ = poll(&mut fds, Some(deadline));
+            self.flush();
+        }
+        self.lock().lose(ClientError::Closed);
+        self.helper.stop();
+        // Wakes whoever still reads.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }

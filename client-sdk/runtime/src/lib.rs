@@ -14,14 +14,23 @@
 //! check, and none calls back into the caller otherwise, so callers may hold a lock of their own (the GIL) around any
 //! call that does not wait; the ones that may wait take an [`Interrupt`] and are to be called without it.
 
+mod bridge;
 mod client;
+mod completion;
+mod connect;
 mod error;
+mod executor;
+mod helper;
 mod options;
+mod reader;
+mod shared;
 mod value;
+mod waiting;
 
-pub use client::{Call, Client, CompletionQueue, Notice, Task};
+pub use client::{Call, Client, Notice, Task};
 pub use client_core::HandleSource;
 pub use cluster_store::layout::{Kind, View};
+pub use completion::CompletionQueue;
 pub use error::{ClientError, ConnectError, Interrupt, Interrupted};
 pub use options::{ConnectOptions, Target};
 pub use value::{Draft, Got, Parcel, ValueBytes};

@@ -1,22 +1,28 @@
 //! Values: being written, written, and read.
 
+use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use cluster_store::copy::copy_into;
 use cluster_store::layout::{Kind, Layout, LayoutError};
 use cluster_store::segment::{ReadBuf, WriteBuf};
-use cluster_types::{Failure, INLINE_MAX};
+use cluster_types::client_node::PutValue;
+use cluster_types::{Failure, INLINE_MAX, ObjectId};
+
+use crate::shared::Shared;
 
 /// Memory for one value that is about to be written: small values on the heap, others in this process's own lease of
 /// the store. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
-    layout: Layout,
-    memory: Memory,
+    pub(crate) layout: Layout,
+    pub(crate) memory: Memory,
 }
 
 #[derive(Debug)]
-enum Memory {
+pub(crate) enum Memory {
     Heap(Vec<u8>),
     Store(WriteBuf),
 }
@@ -27,8 +33,23 @@ impl Draft {
     /// # Errors
     /// If they are not.
     pub fn write(mut self, in_band: &[u8], buffers: &[&[u8]]) -> Result<Parcel, LayoutError> {
-        let _ = (&mut self, in_band, buffers);
-        Err(LayoutError::PlanMismatch)
+        let lengths = self.layout.buffers().iter().map(|range| range.len());
+        if !lengths.eq(buffers.iter().map(|buffer| buffer.len())) {
+            return Err(LayoutError::PlanMismatch);
+        }
+        let dst: &mut [u8] = match &mut self.memory {
+            Memory::Heap(bytes) => bytes,
+            Memory::Store(buf) => buf,
+        };
+        self.layout.write_prefix(dst, in_band)?;
+        for (range, buffer) in self.layout.buffers().iter().zip(buffers) {
+            copy_into(&mut dst[range.clone()], buffer);
+        }
+        let content = match self.memory {
+            Memory::Heap(bytes) => ParcelContent::Inline(bytes.into()),
+            Memory::Store(buf) => ParcelContent::Stored(buf),
+        };
+        Ok(Parcel { content })
     }
 
     /// The value's length in bytes, header included.
@@ -51,11 +72,11 @@ impl Draft {
 /// leaves nothing.
 #[derive(Debug)]
 pub struct Parcel {
-    pub(crate) content: ParcelContent,
+    content: ParcelContent,
 }
 
 #[derive(Debug)]
-pub(crate) enum ParcelContent {
+enum ParcelContent {
     Inline(Bytes),
     Stored(WriteBuf),
 }
@@ -64,6 +85,9 @@ impl Parcel {
     /// A small value without buffers: `in_band` may have up to [`INLINE_MAX`] - 8 bytes, else use
     /// [`crate::Client::reserve`]. `None` if it is longer.
     pub fn small(kind: Kind, in_band: &[u8]) -> Option<Parcel> {
+        if in_band.len() > INLINE_MAX {
+            return None;
+        }
         let bytes = Layout::encode(kind, in_band, &[]).ok().filter(|bytes| bytes.len() <= INLINE_MAX)?;
         Some(Parcel { content: ParcelContent::Inline(bytes.into()) })
     }
@@ -80,6 +104,13 @@ impl Parcel {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    pub(crate) fn into_put_value(self) -> PutValue {
+        match self.content {
+            ParcelContent::Inline(bytes) => PutValue::Inline(bytes),
+            ParcelContent::Stored(buf) => PutValue::Stored(buf.seal()),
+        }
+    }
 }
 
 /// What became of an object.
@@ -94,20 +125,28 @@ pub enum Got {
 /// The bytes of a value, read in place. While any clone lives, the memory stays as it is (rule P1).
 #[derive(Clone, Debug)]
 pub struct ValueBytes {
-    pub(crate) inner: ValueInner,
+    inner: ValueInner,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum ValueInner {
+enum ValueInner {
     Inline(Bytes),
-    #[expect(dead_code, reason = "made by the next change")]
-    View(ReadBuf),
+    /// The pin is only held, and dropped with the last clone.
+    View(ReadBuf, #[expect(dead_code, reason = "held for its end")] Arc<Pin>),
 }
 
 impl ValueBytes {
+    pub(crate) fn inline(bytes: Bytes) -> ValueBytes {
+        ValueBytes { inner: ValueInner::Inline(bytes) }
+    }
+
+    pub(crate) fn view(buf: ReadBuf, pin: Pin) -> ValueBytes {
+        ValueBytes { inner: ValueInner::View(buf, Arc::new(pin)) }
+    }
+
     /// Whether the bytes lie in shared memory (views of them cost nothing and pin the object) rather than on the heap.
     pub fn is_shared(&self) -> bool {
-        matches!(self.inner, ValueInner::View(_))
+        matches!(self.inner, ValueInner::View(..))
     }
 }
 
@@ -117,7 +156,36 @@ impl Deref for ValueBytes {
     fn deref(&self) -> &[u8] {
         match &self.inner {
             ValueInner::Inline(bytes) => bytes,
-            ValueInner::View(buf) => buf,
+            ValueInner::View(buf, _) => buf,
         }
+    }
+}
+
+impl AsRef<[u8]> for ValueBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Counts as a view of the object until it is dropped. Never dropped under the client's lock, which it takes.
+pub(crate) struct Pin {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) object: ObjectId,
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pin").field(&self.object).finish()
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if self.shared.is_forked() {
+            return;
+        }
+        let mut inner = self.shared.lock();
+        inner.core.drop_view(self.object);
+        self.shared.after_change(inner);
     }
 }

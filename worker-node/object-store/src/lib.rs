@@ -24,3 +24,4 @@ mod threads;
 pub mod transfer;
 
 pub use cluster_types::{Location, SegmentId};
+pub use threads::with_signals_blocked;

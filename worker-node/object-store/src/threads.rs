@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 /// Runs `spawn` with all signals blocked. A thread inherits the mask of the one that makes it, so threads made inside
 /// have them blocked from their first instruction on.
-pub(crate) fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
+pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
     let _mask = Mask::block_all();
     spawn()
 }

@@ -1,0 +1,296 @@
+//! The reading side: bytes and descriptors in, messages applied.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use cluster_proto::Codec;
+use cluster_proto::frame::FrameReader;
+use cluster_store::segment::{ReadMapping, WriteMapping, recv_with_fds};
+use cluster_types::client_node::RunTask;
+use cluster_types::{ClientToNode, NodeToClient, SegmentId, Value};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::ClientError;
+use crate::client::{Notice, Task};
+use crate::shared::{Inner, Shared, signal};
+use crate::value::{Got, ValueBytes};
+use crate::waiting::poll;
+
+const READ_MAX: usize = 128 << 10;
+/// Refusals of memory that are remembered for those who wait for them.
+const DENIED_MAX: usize = 64;
+
+/// What only the reader touches.
+pub(crate) struct ReadHalf {
+    pub(crate) codec: Codec,
+    pub(crate) frames: FrameReader,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Descriptors in the order they came, for `Segment` messages in the order they come.
+    pub(crate) segments: VecDeque<OwnedFd>,
+    bytes: Box<[u8]>,
+}
+
+impl Default for ReadHalf {
+    fn default() -> Self {
+        ReadHalf {
+            codec: Codec::default(),
+            frames: FrameReader::default(),
+            fds: Vec::new(),
+            segments: VecDeque::new(),
+            bytes: vec![0; READ_MAX].into(),
+        }
+    }
+}
+
+/// What one attempt to read gave.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Received {
+    /// Whole messages.
+    Messages(Vec<NodeToClient>),
+    /// Nothing there.
+    Nothing,
+    /// The stream has ended; why.
+    Ended(String),
+}
+
+impl ReadHalf {
+    /// Reads once, without waiting.
+    pub(crate) fn receive(&mut self, socket: &impl std::os::fd::AsFd) -> Received {
+        match recv_with_fds(socket, &mut self.bytes, &mut self.fds) {
+            Ok(0) => return Received::Ended("it closed the connection".to_owned()),
+            Ok(count) => self.frames.push(&self.bytes[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Received::Nothing,
+            Err(error) => return Received::Ended(error.to_string()),
+        }
+        self.segments.extend(self.fds.drain(..));
+        let mut messages = Vec::new();
+        loop {
+            match self.frames.next_frame() {
+                Ok(Some(frame)) => match self.codec.decode_node_batch(frame) {
+                    Ok(batch) if messages.is_empty() => messages = batch,
+                    Ok(batch) => messages.extend(batch),
+                    Err(error) => return Received::Ended(error.to_string()),
+                },
+                Ok(None) => return Received::Messages(messages),
+                Err(error) => return Received::Ended(error.to_string()),
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The reader's step: waits for the socket until then at the latest, reads and applies once; writes what the
+    /// socket did not take before. True if a signal came.
+    pub(crate) fn read_once(self: &Shared, until: Instant, spin: Duration) -> bool {
+        let mut read = self.read.lock();
+        if spin > Duration::ZERO {
+            let begun = Instant::now();
+            loop {
+                match read.receive(&self.socket) {
+                    Received::Nothing => {}
+                    received => {
+                        self.take_in(&mut read, received);
+                        return false;
+                    }
+                }
+                if begun.elapsed() >= spin {
+                    break;
+                }
+                for _ in 0..8 {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        let writing = self.unsent.load(Ordering::Relaxed) > 0;
+        let flags = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut fds = [PollFd::new(&self.socket, flags)];
+        match poll(&mut fds, Some(until)) {
+            Err(Errno::INTR) => return true,
+            Ok(true) => {}
+            Ok(false) | Err(_) => return false,
+        }
+        let ready = fds[0].revents();
+        if ready.contains(PollFlags::OUT) {
+            self.flush();
+        }
+        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            let received = read.receive(&self.socket);
+            self.take_in(&mut read, received);
+        }
+        false
+    }
+
+    /// Applies what was read and wakes whom it concerns.
+    pub(crate) fn take_in(&self, read: &mut ReadHalf, received: Received) {
+        let messages = match received {
+            Received::Nothing => return,
+            Received::Ended(reason) => {
+                let error = ClientError::ConnectionLost(format!(
+                    "the connection to the cluster at {} is lost: {reason}. Objects and tasks of this process are \
+                     gone with it; if the cluster runs (see `cluster status`), start this program again",
+                    self.place
+                ));
+                self.lock().lose(error);
+                return;
+            }
+            Received::Messages(messages) => messages,
+        };
+        let mut inner = self.lock();
+        inner.reads += 1;
+        for message in messages {
+            let Some(message) = inner.core.on_message(message) else { continue };
+            self.on_message(&mut inner, read, message);
+        }
+        self.reuse_freed(&mut inner);
+        for object in inner.core.take_fired() {
+            for (queue, token) in inner.hooks.remove(&object).into_iter().flatten() {
+                queue.push(token);
+            }
+        }
+        let met = inner.met(self.backlog(&inner));
+        let reply = !inner.core.outbox().is_empty();
+        drop(inner);
+        for fd in met {
+            signal(&fd);
+        }
+        if reply {
+            self.flush();
+        }
+    }
+
+    /// What is not about objects.
+    fn on_message(&self, inner: &mut Inner, read: &mut ReadHalf, message: NodeToClient) {
+        match message {
+            NodeToClient::Segment { segment, len, writable } => {
+                self.on_segment(inner, segment, len, writable, read.segments.pop_front());
+            }
+            NodeToClient::NoMemory { bytes, failure } => {
+                if let Some(at) = inner.requested.iter().position(|asked| *asked == bytes) {
+                    inner.requested.swap_remove(at);
+                }
+                inner.memory_news += 1;
+                if inner.denied.len() == DENIED_MAX {
+                    inner.denied.pop_front();
+                }
+                let number = inner.memory_news;
+                inner.denied.push_back((number, bytes, failure));
+            }
+            NodeToClient::RecallMemory => {
+                let free = self.arena.take_free_segments(0);
+                if !free.is_empty() {
+                    free.iter().for_each(|segment| {
+                        inner.segments.remove(segment);
+                    });
+                    inner.core.push(ClientToNode::ReturnMemory(free));
+                }
+            }
+            NodeToClient::Run(run) => self.on_run(inner, *run),
+            NodeToClient::Cancel { tag, reason } => {
+                // Told too late, it stays; tags are few and never used twice.
+                if inner.cancels.len() < 10_000 {
+                    inner.cancels.insert(tag, reason);
+                }
+            }
+            NodeToClient::Exit => inner.exit = true,
+            NodeToClient::Log(lines) => {
+                lines.into_iter().for_each(|line| inner.notice(Notice::Log(line)));
+            }
+            NodeToClient::Notice { text } => inner.notice(Notice::Text(text)),
+            NodeToClient::Reply { number, reply } => {
+                if let Some(waiting) = inner.replies.get_mut(&number) {
+                    *waiting = Some(reply);
+                }
+            }
+            NodeToClient::Rejected { reason } => inner.lose(ClientError::ConnectionLost(format!(
+                "the cluster at {} ended the connection: {reason}",
+                self.place
+            ))),
+            // A second welcome says nothing new; the others are the core's and were taken by it.
+            NodeToClient::Welcome(_)
+            | NodeToClient::Finished { .. }
+            | NodeToClient::Ready { .. }
+            | NodeToClient::RangesFreed(_)
+            | NodeToClient::Evict { .. } => {}
+        }
+    }
+
+    fn on_segment(
+        &self,
+        inner: &mut Inner,
+        segment: SegmentId,
+        len: u64,
+        writable: bool,
+        fd: Option<OwnedFd>,
+    ) {
+        let mapped = match fd {
+            None => Err("the descriptor did not come with it".to_owned()),
+            Some(fd) => self.map_segment(inner, segment, writable, &fd),
+        };
+        if writable {
+            inner.memory_news += 1;
+            // The longest request that it can serve is served.
+            let served = inner
+                .requested
+                .iter()
+                .enumerate()
+                .filter(|(_, asked)| **asked <= len)
+                .max_by_key(|(_, asked)| **asked)
+                .map(|(at, _)| at);
+            if let Some(at) = served {
+                inner.requested.swap_remove(at);
+            }
+        }
+        if let Err(reason) = mapped {
+            inner.lose(ClientError::ConnectionLost(format!(
+                "this process cannot map a segment of {len} bytes that the daemon at {} passed to it ({reason}); \
+                 raise its limits on memory mappings, address space or descriptors (ulimit -v, ulimit -n)",
+                self.place
+            )));
+        }
+    }
+
+    fn map_segment(
+        &self,
+        inner: &mut Inner,
+        segment: SegmentId,
+        writable: bool,
+        fd: &OwnedFd,
+    ) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        // Views use a second, read-only mapping, also of own memory (rule P6).
+        let reading = Arc::new(ReadMapping::map(fd).map_err(text)?);
+        if writable {
+            let writing = WriteMapping::map(fd).map_err(text)?;
+            self.arena.add_segment(segment, writing).map_err(|error| error.to_string())?;
+        }
+        inner.segments.insert(segment, reading);
+        Ok(())
+    }
+
+    fn on_run(&self, inner: &mut Inner, run: RunTask) {
+        let RunTask { tag, slot, attempt, spec, values, gpus } = run;
+        let values = values
+            .into_iter()
+            .map(|(object, value)| {
+                let got = match value {
+                    Value::Inline(bytes) => Got::Value(ValueBytes::inline(bytes)),
+                    Value::Failed(failure) => Got::Failed(failure),
+                    Value::Local(location) => {
+                        inner.core.lend(object, location);
+                        self.me().map_or_else(
+                            || Got::Failed(crate::shared::internal("the client is ending".to_owned())),
+                            |me| me.view(inner, object, location),
+                        )
+                    }
+                };
+                (object, got)
+            })
+            .collect();
+        inner.runs.push_back((slot, Task { tag, attempt, spec, values, gpus }));
+    }
+}
