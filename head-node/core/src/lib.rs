@@ -1,5 +1,39 @@
 //! The head as a pure state machine: task table, ledger, scheduler.
+//!
+//! [`Head::step`] is the only mutator: an [`Event`] in, [`Effect`]s out, time as an argument.
+//!
+//! Where to look:
+//! - [`head`]: the machine and what each message leads to.
+//! - `submit`, `complete`, `values`: a task's way from its submission to its results.
+//! - `objects`, `holds`: who can reach which value (REF-1, REF-2, rules R1 to R4).
+//! - `nodes`, `members`, `clients`: who joined, who is gone (FENCE-1).
+//! - `ledger`: what each node has and what is leased (LEDGER-1).
+//! - `shapes`, `scheduler`, `prefetch`, `promotion`: which task goes where (rules S2, S4, S6).
+//! - `notices`, `queries`: what people are told.
+//! - `audit`: every cross-reference, for tests.
 
+mod audit;
+mod clients;
+mod complete;
 pub mod event;
+pub mod head;
+mod holds;
+mod ledger;
+mod members;
+mod nodes;
+mod notices;
+mod objects;
+mod prefetch;
+mod promotion;
+mod queries;
+mod scheduler;
+mod shapes;
+mod slab;
+mod submit;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod values;
 
 pub use event::{Effect, Event, HeadConfig, Record};
+pub use head::Head;

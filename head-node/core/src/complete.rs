@@ -1,0 +1,291 @@
+//! Attempts end, and with them, sooner or later, their tasks (TASK-1, TASK-2).
+
+use std::sync::Arc;
+
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::node_head::Retry;
+use cluster_types::{
+    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, TaskId, TaskSpec,
+};
+
+use crate::head::{Head, failure};
+use crate::objects::ObjectValue;
+use crate::slab::{NodeIx, TaskIx};
+use crate::tasks::{Ended, TaskState};
+
+impl Head {
+    /// An attempt ended; `started` runs in its lease now (rule S2, one step).
+    pub(crate) fn done(
+        &mut self,
+        node: NodeIx,
+        id: TaskId,
+        attempt: Attempt,
+        outcome: Outcome,
+        retry: Retry,
+        started: Option<(TaskId, Attempt)>,
+        micros: u64,
+    ) {
+        // TASK-2: a stale report ends nothing; but the lease it hands on must still be booked for its heir.
+        let current = self.tasks.current(id, attempt, node);
+        let lease = match current {
+            Some(ix) => {
+                if matches!(outcome, Outcome::Ok(_)) {
+                    self.note_duration(ix, node, micros);
+                }
+                self.detach(ix)
+            }
+            None => self.take_ghost(node, id, attempt),
+        };
+        let inherited =
+            started.is_some_and(|(heir, attempt)| self.inherit(node, heir, attempt, lease.as_ref()));
+        if !inherited {
+            self.nodes.mark_dirty(node);
+        }
+        let Some(ix) = current else { return };
+        let may_retry = self.tasks.get(ix).is_some_and(|task| task.may_retry());
+        let retried = retry != Retry::No && matches!(outcome, Outcome::Failed(_)) && may_retry;
+        if retried {
+            if let Some(task) = self.tasks.get_mut(ix) {
+                task.retries += 1;
+            }
+            self.enqueue(ix, true);
+        } else {
+            let name = self.nodes.name(node);
+            self.finish(ix, outcome, Some(node), Some(name), micros);
+        }
+    }
+
+    fn take_ghost(&mut self, node: NodeIx, id: TaskId, attempt: Attempt) -> Option<Lease> {
+        let ghosts = &mut self.nodes.get_mut(node)?.ghosts;
+        let at = ghosts.iter().position(|ghost| ghost.task == id && ghost.attempt == attempt)?;
+        ghosts.remove(at).map(|ghost| ghost.lease)
+    }
+
+    /// Books `heir` in the lease that its node handed on to it. If a grant crossed the report, the inherited lease
+    /// counts and the granted one is free again. False: nothing was booked.
+    fn inherit(&mut self, node: NodeIx, heir: TaskId, attempt: Attempt, lease: Option<&Lease>) -> bool {
+        let Some(ix) = self.tasks.current(heir, attempt, node) else {
+            // The node runs what is not current any more: it is to stop.
+            self.cancel_attempt(node, heir, attempt, "this attempt was superseded");
+            return false;
+        };
+        let granted = self.detach(ix).is_some();
+        let Some(task) = self.tasks.get(ix) else { return false };
+        let spec = task.spec.clone();
+        let none = Lease::default();
+        let adopted = self
+            .nodes
+            .get_mut(node)
+            .is_some_and(|node| node.ledger.adopt(&spec.template.resources, lease.unwrap_or(&none)));
+        if adopted {
+            self.set_leased(ix, node, lease.cloned().unwrap_or_default());
+            if granted {
+                self.nodes.mark_dirty(node);
+            }
+            return true;
+        }
+        // The lease was given to somebody else meanwhile, or is not of the heir's shape: the heir starts over.
+        self.cancel_attempt(
+            node,
+            heir,
+            attempt,
+            "its lease was not free any more; it starts again elsewhere",
+        );
+        if self.tasks.get(ix).is_some_and(|task| task.cancelled) {
+            self.end_cancelled(ix);
+        } else {
+            self.enqueue(ix, true);
+        }
+        false
+    }
+
+    /// Attempts that were called back and had not started (rule S2).
+    pub(crate) fn returned(&mut self, node: NodeIx, attempts: &[(TaskId, Attempt)]) {
+        for (id, attempt) in attempts {
+            let Some(ix) = self.tasks.current(*id, *attempt, node) else { continue };
+            self.detach(ix);
+            self.nodes.mark_dirty(node);
+            if self.tasks.get(ix).is_some_and(|task| task.cancelled) {
+                self.end_cancelled(ix);
+            } else {
+                self.enqueue(ix, true);
+            }
+        }
+    }
+
+    /// Takes a task out of wherever it is (queue, a node's attempts, a node's books); it is nowhere until the caller
+    /// puts it somewhere. Returns the lease it had.
+    pub(crate) fn detach(&mut self, ix: TaskIx) -> Option<Lease> {
+        let task = self.tasks.get_mut(ix)?;
+        let (shape_ix, promoted, spec) = (task.shape, task.promoted, task.spec.clone());
+        match std::mem::replace(&mut task.state, TaskState::Waiting { missing: 0 }) {
+            TaskState::Waiting { .. } => None,
+            TaskState::Queued { .. } => {
+                self.leave_queue(shape_ix, promoted);
+                None
+            }
+            TaskState::Prefetched { node, called_back, .. } => {
+                self.leave_prefetched(ix, shape_ix, node, called_back);
+                None
+            }
+            TaskState::Leased { node, lease, blocked, .. } => {
+                let Some(state) = self.nodes.get_mut(node) else { return Some(lease) };
+                state.ledger.give(&spec.template.resources, &lease, blocked);
+                state.attempts.remove(&ix);
+                state.running -= 1;
+                if blocked {
+                    state.blocked -= 1;
+                    if state.blocked == 0 {
+                        state.crowd_next = None;
+                    }
+                } else {
+                    state.shape_mut(shape_ix).awake -= 1;
+                }
+                Some(lease)
+            }
+        }
+    }
+
+    /// Notes a lease that the ledger has booked already.
+    pub(crate) fn set_leased(&mut self, ix: TaskIx, node: NodeIx, lease: Lease) {
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(ix) else { return };
+        task.state = TaskState::Leased { node, since: now, lease, blocked: false };
+        let shape_ix = task.shape;
+        if let Some(state) = self.nodes.get_mut(node) {
+            state.attempts.insert(ix);
+            state.running += 1;
+            state.shape_mut(shape_ix).awake += 1;
+        }
+        if let Some(shape) = self.shapes.get_mut(shape_ix) {
+            shape.served = now;
+            shape.room.insert(node);
+            if shape.queued() > 0 {
+                self.shapes.make_ready(shape_ix);
+            }
+        }
+    }
+
+    /// A task nobody wants ends.
+    pub(crate) fn end_cancelled(&mut self, ix: TaskIx) {
+        let Some(task) = self.tasks.get(ix) else { return };
+        let id = task.spec.id;
+        let message = format!(
+            "task {} ({id}) was cancelled: the process that submitted it ended and nobody else holds its results",
+            task.spec.template.name
+        );
+        self.detach(ix);
+        self.finish(ix, Outcome::Failed(failure(FailureKind::Cancelled, message, Some(id))), None, None, 0);
+    }
+
+    /// Works off the tasks that fail because something they need failed; each may make others fail.
+    pub(crate) fn fail_failing(&mut self) {
+        while let Some((ix, stamp, failure)) = self.failing.pop() {
+            let Some(task) = self.tasks.stamped(ix, stamp) else { continue };
+            // What a node has already ends there.
+            if task.node().is_none() {
+                self.detach(ix);
+                self.finish(ix, Outcome::Failed(failure), None, None, 0);
+            }
+        }
+    }
+
+    /// TASK-1: the task, detached, reaches its end: results exist, what it held is let go, its submitter is told.
+    pub(crate) fn finish(
+        &mut self,
+        ix: TaskIx,
+        outcome: Outcome,
+        home: Option<NodeIx>,
+        node_name: Option<Arc<str>>,
+        micros: u64,
+    ) {
+        let Some(task) = self.tasks.remove(ix) else { return };
+        if let Some(shape) = self.shapes.get_mut(task.shape) {
+            shape.tasks -= 1;
+        }
+        let spec = task.spec;
+        let outcome = check_outcome(outcome, &spec, node_name.as_deref().unwrap_or("?"));
+        let told = FinishedOutcome::from(&outcome);
+        let error = match &outcome {
+            Outcome::Ok(_) => None,
+            Outcome::Failed(failure) => Some(failure.message.clone()),
+        };
+        self.set_results(ix, &spec, outcome, home);
+        for held in spec.held() {
+            let Some(object_ix) = self.objects.find(held) else { continue };
+            if let Some(object) = self.objects.get_mut(object_ix) {
+                object.tasks -= 1;
+                if object.tasks == 0 {
+                    self.objects.doubt(object_ix);
+                }
+            }
+        }
+        if let Some(submitter) = self.clients.get(&spec.id.client) {
+            let node = submitter.node;
+            self.send(node, HeadToNode::Finished { task: spec.id, outcome: told });
+        }
+        self.tasks.remember(Ended {
+            id: spec.id,
+            name: spec.template.name.clone(),
+            job: spec.job,
+            error,
+            node: node_name,
+            attempt: task.attempt,
+            submitted: task.submitted,
+            micros,
+        });
+    }
+
+    fn set_results(&mut self, ix: TaskIx, spec: &Arc<TaskSpec>, outcome: Outcome, home: Option<NodeIx>) {
+        match outcome {
+            Outcome::Failed(failure) => {
+                for index in 0..spec.template.num_returns {
+                    if let Some(object) = self.pending_result(ix, spec.id, index) {
+                        self.objects.set_failed(object, failure.clone());
+                        self.value_known(object);
+                    }
+                }
+            }
+            Outcome::Ok(results) => {
+                let Some(home) = home else { return };
+                for (index, result) in results.into_iter().enumerate() {
+                    let id = spec.id.result(index as u32);
+                    let Some(object) = self.pending_result(ix, spec.id, index as u32) else {
+                        // Nobody can reach it any more: it goes as it comes.
+                        self.to_free.entry(home).or_default().push(id);
+                        continue;
+                    };
+                    let (size, inline) = match result.value {
+                        ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
+                        ResultValue::Stored { size } => (size, None),
+                    };
+                    self.set_value(object, size, inline, result.contains, home);
+                }
+            }
+        }
+    }
+
+    fn pending_result(&self, ix: TaskIx, task: TaskId, index: u32) -> Option<crate::slab::ObjectIx> {
+        let object_ix = self.objects.find(task.result(index))?;
+        let object = self.objects.get(object_ix)?;
+        matches!(object.value, ObjectValue::Pending(maker) if maker == ix).then_some(object_ix)
+    }
+}
+
+/// An outcome with another number of values than promised is none.
+fn check_outcome(outcome: Outcome, spec: &TaskSpec, node_name: &str) -> Outcome {
+    let wanted = spec.template.num_returns as usize;
+    match outcome {
+        Outcome::Ok(results) if results.len() != wanted => {
+            let message = format!(
+                "task {} ({}) gave {} values on node {node_name}, but its num_returns is {wanted}",
+                spec.template.name,
+                spec.id,
+                results.len()
+            );
+            let failure: Failure = failure(FailureKind::Internal, message, Some(spec.id));
+            Outcome::Failed(failure)
+        }
+        outcome => outcome,
+    }
+}

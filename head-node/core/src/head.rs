@@ -1,0 +1,238 @@
+//! The machine itself: what it consists of, and what each message leads to.
+
+use std::sync::Arc;
+
+use cluster_types::client_node::LogLine;
+use cluster_types::{
+    Attempt, ClientId, Failure, FailureKind, HeadToNode, JobId, JobInfo, Map, NodeToHead, ObjectId, Set,
+    Span, TaskId, Time,
+};
+
+use crate::event::{Effect, Event, HeadConfig};
+use crate::nodes::Nodes;
+use crate::objects::Objects;
+use crate::shapes::Shapes;
+use crate::slab::{NodeIx, TaskIx};
+use crate::tasks::Tasks;
+
+/// Objects freed in one step at most; the rest waits for the next (rule S6).
+const SWEEP_SLICE: usize = 20_000;
+
+/// A client attached to some node.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub node: NodeIx,
+    pub job: JobId,
+    pub is_driver: bool,
+    /// Objects of other makers that it holds.
+    pub held: Set<ObjectId>,
+}
+
+/// Everything one driver submitted.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub driver: ClientId,
+    pub info: Arc<JobInfo>,
+    /// Clients that have submitted tasks of it.
+    pub submitters: Set<ClientId>,
+    /// Functions (by name and shape) a notice was given about.
+    pub noticed: Set<(Arc<str>, u32)>,
+}
+
+/// The head. See [`Head::step`].
+#[derive(Debug)]
+pub struct Head {
+    pub(crate) config: HeadConfig,
+    pub(crate) now: Time,
+    pub(crate) last_tick: Option<Time>,
+    pub(crate) nodes: Nodes,
+    pub(crate) clients: Map<ClientId, Client>,
+    pub(crate) jobs: Map<JobId, Job>,
+    pub(crate) objects: Objects,
+    pub(crate) tasks: Tasks,
+    pub(crate) shapes: Shapes,
+    pub(crate) out: Vec<Effect>,
+    /// Tasks that fail, with why; worked off iteratively, for a failure makes dependants fail.
+    pub(crate) failing: Vec<(TaskIx, u32, Failure)>,
+    /// Objects to delete, by node; sent as one message at the step's end.
+    pub(crate) to_free: Map<NodeIx, Vec<ObjectId>>,
+    /// Notices to give unless a node joins first.
+    pub(crate) notices: Vec<(Time, TaskIx, u32)>,
+}
+
+impl Head {
+    /// A head that knows nothing yet.
+    pub fn new(config: HeadConfig) -> Self {
+        let tasks = Tasks::new(config.term.0, config.finished_kept);
+        Self {
+            config,
+            now: Time::default(),
+            last_tick: None,
+            nodes: Nodes::default(),
+            clients: Map::default(),
+            jobs: Map::default(),
+            objects: Objects::default(),
+            tasks,
+            shapes: Shapes::default(),
+            out: Vec::new(),
+            failing: Vec::new(),
+            to_free: Map::default(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes in one event and appends what is to be done about it. True: planning was cut short (rule S6); call again
+    /// with `Tick` once other events that are there already were taken in.
+    pub fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) -> bool {
+        self.now = self.now.max(now);
+        std::mem::swap(&mut self.out, effects);
+        match event {
+            Event::NodeConnected { connection, hello } => self.node_connected(connection, hello),
+            Event::NodeDisconnected { node, incarnation } => {
+                if let Some(ix) = self.nodes.current(node, incarnation) {
+                    self.lose_node(ix, "its connection closed");
+                }
+            }
+            // FENCE-1: what an old incarnation says changes nothing.
+            Event::FromNode { node, incarnation, message } => {
+                if let Some(ix) = self.nodes.current(node, incarnation) {
+                    self.from_node(ix, message);
+                }
+            }
+            Event::Query { number, query } => {
+                let reply = self.answer(&query);
+                self.out.push(Effect::Reply { number, reply });
+            }
+            Event::Tick => self.tick(),
+        }
+        self.fail_failing();
+        let more = self.plan();
+        let more = self.sweep() || more;
+        if self.objects.over_budget(self.config.inline_budget) {
+            let nodes = &self.nodes;
+            self.objects.keep_budget(self.config.inline_budget, |node| nodes.is_alive(node));
+        }
+        std::mem::swap(&mut self.out, effects);
+        more
+    }
+
+    fn from_node(&mut self, ix: NodeIx, message: NodeToHead) {
+        if let Some(node) = self.nodes.get_mut(ix) {
+            node.last_heard = self.now;
+        }
+        match message {
+            NodeToHead::Heartbeat { store, executors } => {
+                if let Some(node) = self.nodes.get_mut(ix) {
+                    node.store = store;
+                    node.executors = executors;
+                }
+            }
+            NodeToHead::ClientAttached { client, kind, job, .. } => {
+                self.client_attached(ix, client, kind, job)
+            }
+            NodeToHead::ClientGone { client } => {
+                if self.is_attached(client, ix) {
+                    self.client_gone(client, "the process that submitted it ended");
+                }
+            }
+            NodeToHead::Submit(spec) => self.submit(ix, spec),
+            NodeToHead::Escaped { object, size, inline, contains } => {
+                self.escaped(ix, object, size, inline, contains);
+            }
+            NodeToHead::Hold { client, objects } => self.hold(ix, client, &objects),
+            NodeToHead::Drop { client, objects } => self.drop_holds(ix, client, &objects),
+            NodeToHead::Done { task, attempt, outcome, retry, started, micros, .. } => {
+                self.done(ix, task, attempt, outcome, retry, started, micros);
+            }
+            NodeToHead::Returned(attempts) => self.returned(ix, &attempts),
+            NodeToHead::Blocked { task, attempt, on } => self.blocked(ix, task, attempt, &on),
+            NodeToHead::Unblocked { task, attempt } => self.unblocked(ix, task, attempt),
+            NodeToHead::Locate(object) => self.locate(ix, object),
+            NodeToHead::SourceFailed { object, source } => self.source_failed(ix, object, source),
+            NodeToHead::CopyAdded(object) => self.copy_added(ix, object),
+            NodeToHead::CopyRemoved(object) => self.copy_removed(ix, object),
+            NodeToHead::Log(lines) => self.forward_log(lines),
+            NodeToHead::Query { client, number, query } => {
+                let reply = self.answer(&query);
+                self.send(ix, HeadToNode::Reply { client, number, reply });
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now;
+        let timeout = self.config.loss_timeout;
+        // If this head itself was held up (stopped, swapped out), the nodes' messages were too: they get their time.
+        let held_up = self.last_tick.is_some_and(|last| now.since(last) > Span(timeout.0 / 2));
+        self.last_tick = Some(now);
+        let mut silent = Vec::new();
+        for at in 0..self.nodes.alive().len() {
+            let ix = self.nodes.alive()[at];
+            let Some(node) = self.nodes.get_mut(ix) else { continue };
+            if held_up {
+                node.last_heard = node.last_heard.max(now - Span(timeout.0 / 2));
+            }
+            while node.ghosts.front().is_some_and(|ghost| now.since(ghost.since) > Span::secs(30)) {
+                node.ghosts.pop_front();
+            }
+            let heard = now.since(node.last_heard);
+            if heard > timeout {
+                silent.push((ix, heard));
+            }
+        }
+        for (ix, heard) in silent {
+            self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
+        }
+        self.give_notices();
+        self.care_for_the_starving();
+    }
+
+    fn forward_log(&mut self, lines: Vec<LogLine>) {
+        let mut by_job: Map<JobId, Vec<LogLine>> = Map::default();
+        for line in lines {
+            if self.jobs.get(&line.job).is_some_and(|job| job.info.log_to_driver) {
+                by_job.entry(line.job).or_default().push(line);
+            }
+        }
+        for (job, lines) in by_job {
+            let Some(driver) = self.jobs.get(&job).map(|job| job.driver) else { continue };
+            let Some(node) = self.clients.get(&driver).map(|client| client.node) else { continue };
+            self.send(node, HeadToNode::Log { client: driver, lines });
+        }
+    }
+
+    /// Frees what nobody can reach any more (REF-2), a slice at a time. True: there is more.
+    fn sweep(&mut self) -> bool {
+        for _ in 0..SWEEP_SLICE {
+            let Some(object) = self.objects.sweep_one() else { break };
+            self.forget_object(object);
+        }
+        if !self.to_free.is_empty() {
+            for (node, objects) in std::mem::take(&mut self.to_free) {
+                self.send(node, HeadToNode::Free(objects));
+            }
+        }
+        self.objects.has_doubtful()
+    }
+
+    /// To a node, if it is alive.
+    pub(crate) fn send(&mut self, ix: NodeIx, message: HeadToNode) {
+        if let Some(node) = self.nodes.get(ix) {
+            self.out.push(Effect::ToNode { node: node.id, message });
+        }
+    }
+
+    pub(crate) fn is_attached(&self, client: ClientId, node: NodeIx) -> bool {
+        self.clients.get(&client).is_some_and(|client| client.node == node)
+    }
+
+    pub(crate) fn cancel_attempt(&mut self, ix: NodeIx, task: TaskId, attempt: Attempt, reason: &str) {
+        let reason = reason.to_owned();
+        self.send(ix, HeadToNode::Cancel { task, attempt, reason, force: true });
+    }
+}
+
+/// A failure without payload.
+pub(crate) fn failure(kind: FailureKind, message: impl Into<Arc<str>>, task: Option<TaskId>) -> Failure {
+    Failure { kind, message: message.into(), payload: bytes::Bytes::new(), task }
+}

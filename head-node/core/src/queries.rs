@@ -1,0 +1,338 @@
+//! Answers to questions about the cluster's state.
+
+use std::collections::BTreeMap;
+
+use cluster_types::query::{NodeView, ObjectView, Query, QueryReply, StatusView, TaskView, WhyView};
+use cluster_types::{FailureKind, ObjectId, Resources, TaskId};
+
+use crate::head::Head;
+use crate::nodes::Node;
+use crate::objects::{Object, ObjectValue};
+use crate::slab::TaskIx;
+use crate::tasks::{Ended, Task, TaskState};
+
+impl Head {
+    pub(crate) fn answer(&self, query: &Query) -> Result<QueryReply, String> {
+        match query {
+            Query::Status => Ok(QueryReply::Status(self.status())),
+            Query::Nodes => {
+                Ok(QueryReply::Nodes(self.nodes.iter().map(|(_, node)| node_view(node)).collect()))
+            }
+            Query::Tasks { limit } => Ok(QueryReply::Tasks(self.task_views(*limit as usize))),
+            Query::Objects { limit } => Ok(QueryReply::Objects(self.object_views(*limit as usize))),
+            Query::Why { task } => self.why(task).map(QueryReply::Why),
+        }
+    }
+
+    fn status(&self) -> StatusView {
+        let mut status = StatusView {
+            term: self.config.term.0,
+            nodes: self.nodes.alive().len() as u32,
+            drivers: self.clients.values().filter(|client| client.is_driver).count() as u32,
+            objects: self.objects.len() as u64,
+            ..StatusView::default()
+        };
+        let names = ["waiting", "queued", "prefetched", "running"];
+        status.tasks.extend(names.map(|name| (name.to_owned(), 0)));
+        for (_, task) in self.tasks.iter() {
+            *status.tasks.entry(state_name(task).to_owned()).or_default() += 1;
+        }
+        status.tasks.insert("finished".to_owned(), self.tasks.finished);
+        status.tasks.insert("failed".to_owned(), self.tasks.failed);
+        for (_, node) in self.nodes.iter() {
+            add(&mut status.total, node.ledger.total());
+            add(&mut status.available, &node.ledger.available());
+            status.store.capacity += node.store.capacity;
+            status.store.reserved += node.store.reserved;
+            status.store.live += node.store.live;
+            status.store.spilled += node.store.spilled;
+        }
+        for name in status.total.keys() {
+            status.available.entry(name.clone()).or_insert(0.0);
+        }
+        status
+    }
+
+    /// Newest first.
+    fn task_views(&self, limit: usize) -> Vec<TaskView> {
+        let mut live: Vec<&Task> = self.tasks.iter().map(|(_, task)| task).collect();
+        let key = |task: &&Task| std::cmp::Reverse((task.submitted, task.stamp));
+        if live.len() > limit && limit > 0 {
+            live.select_nth_unstable_by_key(limit - 1, key);
+            live.truncate(limit);
+        }
+        live.sort_unstable_by_key(key);
+        let mut views: Vec<_> = live.into_iter().map(|task| (task.submitted, self.task_view(task))).collect();
+        let ended = self.tasks.history().iter().rev().take(limit);
+        views.extend(ended.map(|ended| (ended.submitted, self.ended_view(ended))));
+        views.sort_by_key(|(submitted, _)| std::cmp::Reverse(*submitted));
+        views.truncate(limit);
+        views.into_iter().map(|(_, view)| view).collect()
+    }
+
+    fn task_view(&self, task: &Task) -> TaskView {
+        TaskView {
+            task: task.spec.id.to_string(),
+            name: task.spec.template.name.to_string(),
+            job: task.spec.job.to_string(),
+            state: state_name(task).to_owned(),
+            attempt: task.attempt,
+            node: task.node().map(|node| self.nodes.name(node).to_string()).unwrap_or_default(),
+            age_ms: self.now.since(task.submitted).0 / 1000,
+            ran_ms: 0.0,
+            error: String::new(),
+        }
+    }
+
+    fn ended_view(&self, ended: &Ended) -> TaskView {
+        TaskView {
+            task: ended.id.to_string(),
+            name: ended.name.to_string(),
+            job: ended.job.to_string(),
+            state: if ended.error.is_some() { "failed" } else { "finished" }.to_owned(),
+            attempt: ended.attempt,
+            node: ended.node.as_deref().unwrap_or_default().to_owned(),
+            age_ms: self.now.since(ended.submitted).0 / 1000,
+            ran_ms: ended.micros as f64 / 1000.0,
+            error: ended.error.as_deref().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Largest first.
+    fn object_views(&self, limit: usize) -> Vec<ObjectView> {
+        let mut all: Vec<&Object> = self.objects.iter().map(|(_, object)| object).collect();
+        let key = |object: &&Object| (std::cmp::Reverse(size_of(object)), object.id);
+        if all.len() > limit && limit > 0 {
+            all.select_nth_unstable_by_key(limit - 1, key);
+        }
+        all.truncate(limit);
+        all.sort_unstable_by_key(key);
+        all.into_iter().map(|object| self.object_view(object)).collect()
+    }
+
+    fn object_view(&self, object: &Object) -> ObjectView {
+        let nodes: Vec<String> = object
+            .copies()
+            .filter(|node| self.nodes.is_alive(*node))
+            .map(|node| self.nodes.name(node).to_string())
+            .collect();
+        let foreign = object.more().map_or(0, |more| more.holders.len());
+        ObjectView {
+            object: object.id.to_string(),
+            size: size_of(object),
+            state: self.object_state(object).to_owned(),
+            nodes,
+            clients: (usize::from(object.own) + foreign) as u32,
+            tasks: object.tasks,
+            containers: object.containers,
+        }
+    }
+
+    fn object_state(&self, object: &Object) -> &'static str {
+        match &object.value {
+            ObjectValue::Unknown | ObjectValue::Pending(_) => "pending",
+            ObjectValue::Available { inline: Some(_), .. } => "inline",
+            ObjectValue::Available { .. } if object.copies().any(|node| self.nodes.is_alive(node)) => {
+                "stored"
+            }
+            ObjectValue::Available { .. } => "lost",
+            ObjectValue::Failed(failure) if failure.kind == FailureKind::ObjectLost => "lost",
+            ObjectValue::Failed(_) => "failed",
+        }
+    }
+
+    fn why(&self, text: &str) -> Result<WhyView, String> {
+        let text = text.trim().to_ascii_lowercase();
+        if text.is_empty() {
+            return Err("name a task: its id, or the end of one (see `cluster list tasks`)".to_owned());
+        }
+        let exact = text.parse::<TaskId>().ok();
+        if let Some(ix) = exact.and_then(|id| self.tasks.find(id)) {
+            return self.why_live(ix).ok_or_else(|| format!("no task {text}"));
+        }
+        let mut live = Vec::new();
+        let mut ended = Vec::new();
+        for (ix, task) in self.tasks.iter() {
+            if Some(task.spec.id) == exact || exact.is_none() && task.spec.id.to_string().ends_with(&text) {
+                live.push(ix);
+            }
+        }
+        for task in self.tasks.history() {
+            if Some(task.id) == exact || exact.is_none() && task.id.to_string().ends_with(&text) {
+                ended.push(task);
+            }
+        }
+        match (live.as_slice(), ended.as_slice()) {
+            ([one], []) => self.why_live(*one).ok_or_else(|| format!("no task {text}")),
+            ([], [one]) => Ok(self.why_ended(one)),
+            ([], []) => Err(format!(
+                "no task {text}: it was never submitted here, or it ended long ago (see `cluster list tasks`)"
+            )),
+            (live, ended) => {
+                Err(format!("{} tasks end with {text}: give more of the id", live.len() + ended.len()))
+            }
+        }
+    }
+
+    fn why_ended(&self, ended: &Ended) -> WhyView {
+        let reason = match &ended.error {
+            Some(error) => format!("it failed at attempt {}: {error}", ended.attempt),
+            None => format!(
+                "it finished on node {} after {:.1} ms",
+                ended.node.as_deref().unwrap_or_default(),
+                ended.micros as f64 / 1000.0
+            ),
+        };
+        WhyView { task: self.ended_view(ended), reason, nodes: Vec::new() }
+    }
+
+    fn why_live(&self, ix: TaskIx) -> Option<WhyView> {
+        let task = self.tasks.get(ix)?;
+        let mut nodes = Vec::new();
+        let reason = match &task.state {
+            TaskState::Waiting { .. } => self.why_waiting(task),
+            TaskState::Queued { .. } => {
+                let resources = &task.spec.template.resources;
+                nodes = self.nodes.iter().map(|(_, node)| self.what_node_lacks(node, task)).collect();
+                let shape = self.shapes.get(task.shape)?;
+                if self.nodes.alive().is_empty() {
+                    "no node has joined the cluster yet".to_owned()
+                } else if shape.feasible == 0 {
+                    format!("it needs {}; it waits for a node to join", self.lacking(resources))
+                } else {
+                    let before = shape.queued().saturating_sub(1);
+                    format!(
+                        "it waits until {resources} are free on a node; {before} others of its kind are queued"
+                    )
+                }
+            }
+            TaskState::Prefetched { node, called_back, .. } => {
+                let name = self.nodes.name(*node);
+                if *called_back {
+                    format!("node {name} was asked to give it back, and has not answered yet")
+                } else {
+                    format!("it was sent ahead to node {name} and starts there when one of its kind ends")
+                }
+            }
+            TaskState::Leased { node, blocked: true, .. } => {
+                format!(
+                    "it runs on node {}, and waits there in get() for other tasks",
+                    self.nodes.name(*node)
+                )
+            }
+            TaskState::Leased { node, since, .. } => format!(
+                "it was given to node {} {:.1} s ago and has not ended",
+                self.nodes.name(*node),
+                self.now.since(*since).0 as f64 / 1e6
+            ),
+        };
+        Some(WhyView { task: self.task_view(task), reason, nodes })
+    }
+
+    fn why_waiting(&self, task: &Task) -> String {
+        let mut missing = task.spec.needed().filter_map(|id| self.why_argument_is_missing(id));
+        let Some(first) = missing.next() else { return "its arguments are just becoming ready".to_owned() };
+        match missing.count() {
+            0 => format!("it waits for its argument {first}"),
+            more => format!("it waits for its argument {first}, and {more} more"),
+        }
+    }
+
+    fn why_argument_is_missing(&self, id: ObjectId) -> Option<String> {
+        match &self.objects.by_id(id)?.value {
+            ObjectValue::Unknown => Some(format!("{id}, of which its maker {} has not told yet", id.client)),
+            ObjectValue::Pending(maker) => {
+                let maker = self.tasks.get(*maker)?;
+                let node = maker.node().map(|node| format!(" on node {}", self.nodes.name(node)));
+                Some(format!(
+                    "{id}, the result of task {}, which is {}{}",
+                    maker.spec.template.name,
+                    state_name(maker),
+                    node.unwrap_or_default()
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    fn what_node_lacks(&self, node: &Node, task: &Task) -> String {
+        let resources = &task.spec.template.resources;
+        let name = &node.hostname;
+        let never = resources.missing_from(node.ledger.total());
+        if !never.is_empty() {
+            let lacks: Vec<_> = never
+                .iter()
+                .map(|(what, asked, has)| format!("{asked} {what} asked, {has} in all"))
+                .collect();
+            return format!("{name}: {}", lacks.join(", "));
+        }
+        let now = resources.missing_from(&node.ledger.available());
+        if !now.is_empty() {
+            let lacks: Vec<_> =
+                now.iter().map(|(what, asked, has)| format!("{asked} {what} asked, {has} free")).collect();
+            return format!("{name}: {}", lacks.join(", "));
+        }
+        if !node.ledger.over().is_zero() {
+            return format!("{name}: {} CPU booked twice while tasks resume", node.ledger.over());
+        }
+        match node
+            .reserved
+            .filter(|reserved| *reserved != task.shape)
+            .and_then(|shape| self.shapes.get(shape))
+        {
+            Some(shape) => format!("{name}: kept free for tasks that need {}", shape.resources),
+            None if node.blocked > 0 => format!("{name}: enough executors wait in get() there already"),
+            None => format!("{name}: has room"),
+        }
+    }
+}
+
+fn state_name(task: &Task) -> &'static str {
+    match task.state {
+        TaskState::Waiting { .. } => "waiting",
+        TaskState::Queued { .. } => "queued",
+        TaskState::Prefetched { .. } => "prefetched",
+        TaskState::Leased { .. } => "running",
+    }
+}
+
+fn size_of(object: &Object) -> u64 {
+    match &object.value {
+        ObjectValue::Available { size, .. } => *size,
+        _ => 0,
+    }
+}
+
+fn add(sums: &mut BTreeMap<String, f64>, resources: &Resources) {
+    for (name, amount) in resources.iter() {
+        // Memory is told in bytes, as it was given.
+        *sums.entry(name.to_owned()).or_default() += amount.as_f64();
+    }
+}
+
+fn by_name(resources: &Resources) -> BTreeMap<String, f64> {
+    let mut sums = BTreeMap::new();
+    add(&mut sums, resources);
+    sums
+}
+
+fn node_view(node: &Node) -> NodeView {
+    let total = by_name(node.ledger.total());
+    let mut available = by_name(&node.ledger.available());
+    for name in total.keys() {
+        available.entry(name.clone()).or_insert(0.0);
+    }
+    NodeView {
+        node: node.id.to_string(),
+        hostname: node.hostname.to_string(),
+        address: node.data_address.clone(),
+        alive: true,
+        total,
+        available,
+        labels: node.labels.clone(),
+        running: node.running,
+        prefetched: node.prefetched,
+        executors: node.executors,
+        store: node.store,
+    }
+}

@@ -1,0 +1,173 @@
+//! A task comes in, waits for its arguments, and is queued.
+
+use std::sync::Arc;
+
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::task::Strategy;
+use cluster_types::{FailureKind, HeadToNode, TaskSpec};
+
+use crate::head::{Head, failure};
+use crate::ledger::check_amounts;
+use crate::objects::ObjectValue;
+use crate::slab::{NodeIx, TaskIx};
+use crate::tasks::{Ended, TaskState};
+
+/// The most values one task may return here.
+const MOST_RETURNS: u32 = 100_000;
+
+impl Head {
+    pub(crate) fn submit(&mut self, node: NodeIx, spec: TaskSpec) {
+        // A repeat changes nothing (TASK-1).
+        if self.tasks.knows(spec.id) {
+            return;
+        }
+        if let Err(reason) = self.check_spec(node, &spec) {
+            self.reject(node, &spec, &reason);
+            return;
+        }
+        let id = spec.id;
+        if let Some(job) = self.jobs.get_mut(&spec.job) {
+            job.submitters.insert(id.client);
+        }
+        let (shape_ix, is_new) = self.shapes.of(&spec.template, self.now);
+        if is_new {
+            self.count_feasible(shape_ix);
+            self.offer_all_nodes(shape_ix);
+        }
+        if let Some(shape) = self.shapes.get_mut(shape_ix) {
+            shape.tasks += 1;
+        }
+        let returns = spec.template.num_returns;
+        let task_ix = self.tasks.insert(spec, shape_ix, self.now);
+        // Rule R2: the results are known from now on, with the submitter as holder.
+        for index in 0..returns {
+            let object = self.objects.find_or_insert(id.result(index), || ObjectValue::Pending(task_ix));
+            if let Some(object) = self.objects.get_mut(object) {
+                object.value = ObjectValue::Pending(task_ix);
+                object.own = true;
+            }
+        }
+        let Some(task) = self.tasks.get(task_ix) else { return };
+        let (spec, stamp) = (task.spec.clone(), task.stamp);
+        for held in spec.held() {
+            let object = self.ensure_object(held);
+            if let Some(object) = self.objects.get_mut(object) {
+                object.tasks += 1;
+                object.function |= held == spec.template.function;
+            }
+        }
+        let mut missing = 0;
+        for needed in spec.needed() {
+            let Some(object) = self.objects.by_id_mut(needed) else { continue };
+            match &object.value {
+                ObjectValue::Unknown | ObjectValue::Pending(_) => {
+                    object.more_mut().task_waiters.push((task_ix, stamp));
+                    missing += 1;
+                }
+                ObjectValue::Failed(failure) => {
+                    let failure = failure.as_ref().clone();
+                    self.failing.push((task_ix, stamp, failure));
+                }
+                ObjectValue::Available { .. } => {}
+            }
+        }
+        if missing > 0 {
+            if let Some(task) = self.tasks.get_mut(task_ix) {
+                task.state = TaskState::Waiting { missing };
+            }
+        } else {
+            self.enqueue(task_ix, false);
+        }
+    }
+
+    fn check_spec(&self, node: NodeIx, spec: &TaskSpec) -> Result<(), String> {
+        let Some(client) = self.clients.get(&spec.id.client).filter(|client| client.node == node) else {
+            return Err("the process that submitted it is not attached to the cluster".to_owned());
+        };
+        if client.job != spec.job {
+            return Err(format!(
+                "it names job {}, but its submitter belongs to job {}",
+                spec.job, client.job
+            ));
+        }
+        if !self.jobs.contains_key(&spec.job) {
+            return Err(format!("its job {} has ended", spec.job));
+        }
+        let template = &spec.template;
+        if template.num_returns > MOST_RETURNS {
+            return Err(format!(
+                "it returns {} values; at most {MOST_RETURNS} are possible",
+                template.num_returns
+            ));
+        }
+        check_amounts(&template.resources)?;
+        template.resources.check_request().map_err(|problem| format!("its request for GPUs {problem}"))
+    }
+
+    /// The task cannot even be entered; its submitter learns why, and so does whoever asks for its results.
+    fn reject(&mut self, node: NodeIx, spec: &TaskSpec, reason: &str) {
+        let name = &spec.template.name;
+        let message: Arc<str> = format!("task {name} ({}) was refused: {reason}", spec.id).into();
+        let failure = failure(FailureKind::Internal, message.clone(), Some(spec.id));
+        if self.is_attached(spec.id.client, node) {
+            for index in 0..spec.template.num_returns.min(MOST_RETURNS) {
+                let object = self.objects.find_or_insert(spec.id.result(index), || ObjectValue::Unknown);
+                self.objects.set_failed(object, failure.clone());
+                if let Some(object) = self.objects.get_mut(object) {
+                    object.own = true;
+                }
+                self.value_known(object);
+            }
+            self.tasks.remember(Ended {
+                id: spec.id,
+                name: name.clone(),
+                job: spec.job,
+                error: Some(message),
+                node: None,
+                attempt: 0,
+                submitted: self.now,
+                micros: 0,
+            });
+        }
+        self.send(node, HeadToNode::Finished { task: spec.id, outcome: FinishedOutcome::Failed(failure) });
+    }
+
+    /// One more argument exists.
+    pub(crate) fn argument_ready(&mut self, ix: TaskIx, stamp: u32) {
+        let Some(task) = self.tasks.get_mut(ix).filter(|task| task.stamp == stamp) else { return };
+        if let TaskState::Waiting { missing } = &mut task.state {
+            *missing = missing.saturating_sub(1);
+            if *missing == 0 {
+                self.enqueue(ix, false);
+            }
+        }
+    }
+
+    /// Puts a task, all of whose arguments exist (DEP-1), into its shape's queue.
+    pub(crate) fn enqueue(&mut self, ix: TaskIx, front: bool) {
+        let ticket = self.shapes.ticket();
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(ix) else { return };
+        let (shape_ix, stamp, promoted) = (task.shape, task.stamp, task.promoted);
+        task.state = TaskState::Queued { ticket };
+        let Some(shape) = self.shapes.get_mut(shape_ix) else { return };
+        if shape.queued() == 0 {
+            shape.served = now;
+        }
+        let queue = if promoted { &mut shape.promoted } else { &mut shape.queue };
+        if front {
+            queue.push_front(ix, ticket);
+        } else {
+            queue.push_back(ix, ticket);
+        }
+        let has_where =
+            !shape.candidates.is_empty() || !shape.promoted_candidates.is_empty() || !shape.room.is_empty();
+        let is_bound = matches!(shape.strategy, Strategy::Node { .. });
+        if shape.feasible == 0 || is_bound {
+            self.judge_task(ix, stamp);
+        }
+        if has_where || is_bound {
+            self.shapes.make_ready(shape_ix);
+        }
+    }
+}

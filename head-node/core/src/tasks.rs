@@ -1,0 +1,223 @@
+//! The task table: every task from its submission to its end, and the last that ended.
+//!
+//! `Waiting → Queued → (Prefetched →) Leased → ended`; back to `Queued` when an attempt is returned, or failed and is
+//! tried again. TASK-2: a task has at most one attempt that counts, the one its state names; a report of any other is
+//! stale.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cluster_types::{Attempt, ClientId, JobId, Lease, Map, Set, TaskId, TaskSpec, Time};
+
+use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
+
+/// Where a task is.
+#[derive(Debug)]
+pub(crate) enum TaskState {
+    /// This many of its arguments do not exist yet (DEP-1).
+    Waiting { missing: u32 },
+    /// In its shape's queue, under this ticket.
+    Queued { ticket: u32 },
+    /// Sent ahead, without a lease (rule S2).
+    Prefetched { node: NodeIx, since: Time, called_back: bool },
+    /// It may run, and runs as soon as its arguments are there. `blocked`: it waits in `get` (rule S4).
+    Leased { node: NodeIx, since: Time, lease: Lease, blocked: bool },
+}
+
+/// One live task.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub spec: Arc<TaskSpec>,
+    pub shape: ShapeIx,
+    /// Tells apart tasks that had the same slot.
+    pub stamp: u32,
+    /// The number of the last attempt; 0 before the first.
+    pub attempt: u32,
+    /// How often it was tried again.
+    pub retries: u32,
+    pub submitted: Time,
+    /// Somebody blocked waits for it (rule S4).
+    pub promoted: bool,
+    /// Nobody wants it any more; it ends when its node says so.
+    pub cancelled: bool,
+    pub state: TaskState,
+}
+
+impl Task {
+    /// The node that has its current attempt.
+    pub fn node(&self) -> Option<NodeIx> {
+        match self.state {
+            TaskState::Prefetched { node, .. } | TaskState::Leased { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    pub fn may_retry(&self) -> bool {
+        let most = self.spec.template.max_retries;
+        !self.cancelled && (most < 0 || self.retries < most as u32)
+    }
+}
+
+/// A task that ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub id: TaskId,
+    pub name: Arc<str>,
+    pub job: JobId,
+    /// Why it failed; `None`: it did not.
+    pub error: Option<Arc<str>>,
+    /// Where it ran, if anywhere.
+    pub node: Option<Arc<str>>,
+    pub attempt: u32,
+    pub submitted: Time,
+    pub micros: u64,
+}
+
+/// The table, by submitter and then by number.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    slab: Slab<TaskIx, Task>,
+    submitters: Map<ClientId, Map<u64, TaskIx>>,
+    count: usize,
+    stamps: u32,
+    term: u32,
+    history: VecDeque<Ended>,
+    history_ids: Set<TaskId>,
+    history_kept: usize,
+    /// Ended since the start: well, and not.
+    pub finished: u64,
+    pub failed: u64,
+}
+
+impl Tasks {
+    pub fn new(term: u32, history_kept: usize) -> Self {
+        Self {
+            slab: Slab::default(),
+            submitters: Map::default(),
+            count: 0,
+            stamps: 0,
+            term,
+            history: VecDeque::new(),
+            history_ids: Set::default(),
+            history_kept,
+            finished: 0,
+            failed: 0,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (TaskIx, &Task)> {
+        self.slab.iter()
+    }
+
+    pub fn history(&self) -> &VecDeque<Ended> {
+        &self.history
+    }
+
+    pub fn find(&self, id: TaskId) -> Option<TaskIx> {
+        self.submitters.get(&id.client)?.get(&id.seq).copied()
+    }
+
+    /// Whether the task is live or remembered.
+    pub fn knows(&self, id: TaskId) -> bool {
+        self.find(id).is_some() || self.ended(id)
+    }
+
+    pub fn ended(&self, id: TaskId) -> bool {
+        self.history_ids.contains(&id)
+    }
+
+    pub fn get(&self, ix: TaskIx) -> Option<&Task> {
+        self.slab.get(ix)
+    }
+
+    pub fn get_mut(&mut self, ix: TaskIx) -> Option<&mut Task> {
+        self.slab.get_mut(ix)
+    }
+
+    /// The task in this slot, if it is still the one of that stamp.
+    pub fn stamped(&self, ix: TaskIx, stamp: u32) -> Option<&Task> {
+        self.slab.get(ix).filter(|task| task.stamp == stamp)
+    }
+
+    pub fn submitted_by(&self, client: ClientId) -> Vec<TaskIx> {
+        self.submitters.get(&client).map(|tasks| tasks.values().copied().collect()).unwrap_or_default()
+    }
+
+    pub fn insert(&mut self, spec: TaskSpec, shape: ShapeIx, now: Time) -> TaskIx {
+        self.stamps = self.stamps.wrapping_add(1);
+        let id = spec.id;
+        let ix = self.slab.insert(Task {
+            spec: Arc::new(spec),
+            shape,
+            stamp: self.stamps,
+            attempt: 0,
+            retries: 0,
+            submitted: now,
+            promoted: false,
+            cancelled: false,
+            state: TaskState::Waiting { missing: 0 },
+        });
+        self.submitters.entry(id.client).or_default().insert(id.seq, ix);
+        self.count += 1;
+        ix
+    }
+
+    /// The task is over; `ended` is remembered.
+    pub fn remove(&mut self, ix: TaskIx) -> Option<Task> {
+        let task = self.slab.remove(ix)?;
+        self.count -= 1;
+        let id = task.spec.id;
+        if let Some(tasks) = self.submitters.get_mut(&id.client) {
+            tasks.remove(&id.seq);
+            if tasks.is_empty() {
+                self.submitters.remove(&id.client);
+            }
+        }
+        Some(task)
+    }
+
+    pub fn remember(&mut self, ended: Ended) {
+        match ended.error {
+            None => self.finished += 1,
+            Some(_) => self.failed += 1,
+        }
+        self.history_ids.insert(ended.id);
+        self.history.push_back(ended);
+        while self.history.len() > self.history_kept {
+            if let Some(oldest) = self.history.pop_front() {
+                self.history_ids.remove(&oldest.id);
+            }
+        }
+    }
+
+    /// TASK-2: the task whose current attempt, on this node, this is.
+    pub fn current(&self, id: TaskId, attempt: Attempt, node: NodeIx) -> Option<TaskIx> {
+        let ix = self.find(id)?;
+        let task = self.slab.get(ix)?;
+        let is_current = attempt.term == self.term && attempt.n == task.attempt && task.node() == Some(node);
+        is_current.then_some(ix)
+    }
+
+    pub fn attempt_of(&self, task: &Task) -> Attempt {
+        Attempt { term: self.term, n: task.attempt }
+    }
+
+    pub fn audit(&self) -> Result<(), String> {
+        let mut count = 0;
+        for (ix, task) in self.slab.iter() {
+            count += 1;
+            if self.find(task.spec.id) != Some(ix) {
+                return Err(format!("task {} is not where the index says", task.spec.id));
+            }
+        }
+        let indexed: usize = self.submitters.values().map(|tasks| tasks.len()).sum();
+        if count != self.count || indexed != count || self.history.len() > self.history_kept {
+            return Err(format!(
+                "tasks: {count} in slots, {indexed} in the index, {} counted; {} remembered",
+                self.count,
+                self.history.len()
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests of the head: event tables in a small language, and random histories.
+
+mod random;
+mod scene;
+mod sequences;
+mod values;
+mod waiting;

@@ -1,0 +1,224 @@
+//! Where values are: they become known, nodes ask for them, copies come and go.
+
+use bytes::Bytes;
+use cluster_types::{Failure, FailureKind, HeadToNode, Located, NodeId, ObjectId, Refs, TaskSpec};
+
+use crate::head::{Head, failure};
+use crate::objects::{Object, ObjectValue};
+use crate::slab::{NodeIx, ObjectIx};
+
+impl Head {
+    pub(crate) fn escaped(
+        &mut self,
+        node: NodeIx,
+        id: ObjectId,
+        size: u64,
+        inline: Option<Bytes>,
+        contains: Refs,
+    ) {
+        if !id.is_put() || !self.is_attached(id.client, node) {
+            return;
+        }
+        let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
+        let Some(object) = self.objects.get_mut(ix) else { return };
+        if !matches!(object.value, ObjectValue::Unknown) {
+            return;
+        }
+        object.own = true;
+        self.set_value(ix, size, inline, contains, node);
+    }
+
+    /// The value exists, made on `home`. What is inside it is held by it from now on (REF-1).
+    pub(crate) fn set_value(
+        &mut self,
+        ix: ObjectIx,
+        size: u64,
+        inline: Option<Bytes>,
+        contains: Refs,
+        home: NodeIx,
+    ) {
+        for inner in &contains {
+            self.add_container(*inner);
+        }
+        let size = inline.as_ref().map_or(size, |bytes| bytes.len() as u64);
+        self.objects.set_available(ix, size, inline, Some(home));
+        if !contains.is_empty()
+            && let Some(object) = self.objects.get_mut(ix)
+        {
+            object.more_mut().contains = contains;
+        }
+        self.value_known(ix);
+    }
+
+    /// Tells whoever waited for the value, or for the news that there will be none.
+    pub(crate) fn value_known(&mut self, ix: ObjectIx) {
+        let Some(object) = self.objects.get_mut(ix) else { return };
+        let id = object.id;
+        let failed = match &object.value {
+            ObjectValue::Failed(failure) => Some(failure.as_ref().clone()),
+            _ => None,
+        };
+        let (tasks, nodes) = match object.existing_more() {
+            Some(more) => (std::mem::take(&mut more.task_waiters), std::mem::take(&mut more.node_waiters)),
+            None => Default::default(),
+        };
+        if !object.is_reachable() {
+            self.objects.doubt(ix);
+        }
+        for node in nodes {
+            if let Some(located) = self.located(ix) {
+                self.send(node, HeadToNode::Located { object: id, located });
+            }
+        }
+        for (task, stamp) in tasks {
+            match &failed {
+                Some(failure) => self.failing.push((task, stamp, failure.clone())),
+                None => self.argument_ready(task, stamp),
+            }
+        }
+    }
+
+    /// What is known of the value; `None`: it does not exist yet.
+    pub(crate) fn located(&mut self, ix: ObjectIx) -> Option<Located> {
+        let object = self.objects.get(ix)?;
+        match &object.value {
+            ObjectValue::Unknown | ObjectValue::Pending(_) => return None,
+            ObjectValue::Failed(failure) => return Some(Located::Failed(failure.as_ref().clone())),
+            ObjectValue::Available { inline: Some(bytes), .. } => {
+                return Some(Located::Inline(bytes.clone()));
+            }
+            ObjectValue::Available { size, inline: None, .. } => {
+                let copies: Vec<_> = object
+                    .copies()
+                    .filter_map(|node| self.nodes.get(node))
+                    .map(|node| (node.id, node.data_address.clone()))
+                    .collect();
+                if !copies.is_empty() {
+                    return Some(Located::Stored { size: *size, copies });
+                }
+            }
+        }
+        Some(Located::Failed(self.mark_lost(ix)))
+    }
+
+    /// No live node has a copy any more.
+    fn mark_lost(&mut self, ix: ObjectIx) -> Failure {
+        let Some(object) = self.objects.get(ix) else {
+            return failure(FailureKind::ObjectLost, "the object is gone", None);
+        };
+        let mut names: Vec<String> = object.copies().map(|node| self.nodes.name(node).to_string()).collect();
+        names.dedup();
+        let at = match names.as_slice() {
+            [] => "no node has a copy any more".to_owned(),
+            [one] => format!("its only copy was on node {one}, which is lost"),
+            many => format!("its copies were on nodes {}, which are lost", many.join(", ")),
+        };
+        let message = format!("object {} is lost: {at}. Compute it again", object.id);
+        let failure = failure(FailureKind::ObjectLost, message, object.id.task().map(|(task, _)| task));
+        self.objects.set_failed(ix, failure.clone());
+        failure
+    }
+
+    /// Where everything is that the task needs and `node` may not know (DEP-1); an error if an argument is no more.
+    pub(crate) fn located_for(
+        &mut self,
+        spec: &TaskSpec,
+        node: NodeIx,
+    ) -> Result<Vec<(ObjectId, Located)>, Failure> {
+        let mut all = Vec::new();
+        for id in spec.needed() {
+            let is_function = id == spec.template.function;
+            let Some(ix) = self.objects.find(id) else {
+                let message = format!("object {id} is gone");
+                return Err(failure(FailureKind::ObjectFreed, message, None));
+            };
+            if is_function && self.nodes.get(node).is_some_and(|node| node.functions.contains(&id)) {
+                continue;
+            }
+            let has_copy = self.objects.get(ix).is_some_and(|object| {
+                matches!(object.value, ObjectValue::Available { .. })
+                    && object.copies().any(|copy| copy == node)
+            });
+            if has_copy || all.iter().any(|(known, _)| *known == id) {
+                continue;
+            }
+            match self.located(ix) {
+                Some(Located::Failed(failure)) => return Err(failure),
+                Some(located) => all.push((id, located)),
+                None => {
+                    let message = format!("argument {id} does not exist yet");
+                    return Err(failure(FailureKind::Internal, message, None));
+                }
+            }
+            if is_function && let Some(node) = self.nodes.get_mut(node) {
+                node.functions.insert(id);
+            }
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn locate(&mut self, node: NodeIx, id: ObjectId) {
+        let ix = match self.objects.find(id) {
+            Some(ix) => ix,
+            None => match self.value_of_unknown(id) {
+                ObjectValue::Failed(failure) => {
+                    let located = Located::Failed(*failure);
+                    self.send(node, HeadToNode::Located { object: id, located });
+                    return;
+                }
+                value => self.objects.find_or_insert(id, || value),
+            },
+        };
+        if let Some(located) = self.located(ix) {
+            self.send(node, HeadToNode::Located { object: id, located });
+        } else if let Some(object) = self.objects.get_mut(ix) {
+            let waiters = &mut object.more_mut().node_waiters;
+            if !waiters.contains(&node) {
+                waiters.push(node);
+            }
+            // Of a pending result that nobody holds, the sweep answers that it was freed.
+            self.objects.doubt(ix);
+        }
+    }
+
+    pub(crate) fn source_failed(&mut self, node: NodeIx, id: ObjectId, source: NodeId) {
+        if let Some(ix) = self.objects.find(id)
+            && let Some(source) = self.nodes.find(source)
+        {
+            self.remove_copy(ix, source);
+        }
+        self.locate(node, id);
+    }
+
+    pub(crate) fn copy_added(&mut self, node: NodeIx, id: ObjectId) {
+        let Some(object) = self.objects.by_id_mut(id) else {
+            self.to_free.entry(node).or_default().push(id);
+            return;
+        };
+        if !matches!(object.value, ObjectValue::Available { .. }) {
+            if matches!(object.value, ObjectValue::Failed(_)) {
+                self.to_free.entry(node).or_default().push(id);
+            }
+            return;
+        }
+        if !object.copies().any(|copy| copy == node) {
+            object.more_mut().copies.push(node);
+        }
+    }
+
+    pub(crate) fn copy_removed(&mut self, node: NodeIx, id: ObjectId) {
+        if let Some(ix) = self.objects.find(id) {
+            self.remove_copy(ix, node);
+        }
+    }
+
+    fn remove_copy(&mut self, ix: ObjectIx, node: NodeIx) {
+        let removed = self.objects.get_mut(ix).is_some_and(|object| object.remove_copy(node));
+        let is_cached =
+            |object: &Object| matches!(object.value, ObjectValue::Available { inline: Some(_), .. });
+        if removed && !self.objects.get(ix).is_some_and(is_cached) {
+            // If that was the last one, whoever asks next is told that it is lost.
+            let _ = self.located(ix);
+        }
+    }
+}
