@@ -150,6 +150,13 @@ impl ValueBytes {
     }
 }
 
+impl From<Bytes> for ValueBytes {
+    /// An inline payload, say.
+    fn from(bytes: Bytes) -> ValueBytes {
+        ValueBytes::inline(bytes)
+    }
+}
+
 impl Deref for ValueBytes {
     type Target = [u8];
 

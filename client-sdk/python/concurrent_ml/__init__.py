@@ -1,0 +1,47 @@
+"""Run Python functions at once on every core, GPU and machine you have.
+
+>>> import concurrent_ml as cml
+>>> cml.init(num_cpus=2)            # a cluster inside this program; or init("host:8264")
+>>> @cml.remote
+... def square(x):
+...     return x * x
+>>> cml.get([square.remote(i) for i in range(4)])
+[0, 1, 4, 9]
+>>> cml.shutdown()
+"""
+
+from . import exceptions
+from ._api import (
+    available_resources,
+    cluster_resources,
+    get,
+    init,
+    is_initialized,
+    nodes,
+    put,
+    shutdown,
+    wait,
+)
+from ._context import RuntimeContext, get_runtime_context
+from ._native import VERSION as __version__
+from ._native import ObjectRef
+from ._remote import RemoteFunction, remote
+
+__all__ = [
+    "ObjectRef",
+    "RemoteFunction",
+    "RuntimeContext",
+    "__version__",
+    "available_resources",
+    "cluster_resources",
+    "exceptions",
+    "get",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "nodes",
+    "put",
+    "remote",
+    "shutdown",
+    "wait",
+]

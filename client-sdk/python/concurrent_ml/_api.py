@@ -1,0 +1,246 @@
+"""Connecting, reading, storing, waiting, asking."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from . import _logs, _native, _options, _state
+from ._embedded import Embedded
+from ._native import ObjectRef
+from .exceptions import ClusterConnectionError, GetTimeoutError
+
+T = TypeVar("T")
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    memory: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    labels: Mapping[str, str] | None = None,
+    object_store_memory: int | None = None,
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    log_to_driver: bool = True,
+    ignore_reinit_error: bool = False,
+) -> None:
+    """Connects this program to a cluster.
+
+    `address` is a head's `host:port`; without it the environment's `CLUSTER_ADDRESS` counts; without that too, the
+    program gets a cluster of its own on this machine, which ends with it. `num_cpus` to `object_store_memory` (bytes)
+    describe that one: all the machine has, unless told.
+
+    >>> import concurrent_ml as cml
+    >>> cml.init(num_cpus=2)
+    >>> cml.is_initialized()
+    True
+    >>> cml.shutdown()
+    """
+    with _state.lock:
+        if _state.client is not None:
+            if ignore_reinit_error or _state.is_executor:
+                return
+            raise RuntimeError("init() was called before: this program is connected already; call shutdown() first to connect anew")
+        offer = {
+            "num_cpus": None if num_cpus is None else _options.amount("num_cpus", num_cpus),
+            "num_gpus": None if num_gpus is None else _options.amount("num_gpus", num_gpus),
+            "memory": None if memory is None else _options.amount("memory", memory),
+            "resources": _options.amounts("resources", resources),
+            "labels": dict(labels or {}),
+            "object_store_memory": None if object_store_memory is None else _options.amount("object_store_memory", object_store_memory),
+        }
+        info = _job_info(namespace, _options.runtime_env("runtime_env", runtime_env), log_to_driver)
+        if address is None:
+            address = os.environ.get("CLUSTER_ADDRESS") or None
+        if address in ("local", None):
+            embedded = Embedded(offer)
+            try:
+                client = _native.Client.driver(embedded.token, info, socket=embedded.socket)
+            except BaseException:
+                embedded.end()
+                raise
+            _state.embedded = embedded
+        else:
+            assert address is not None
+            given = [name for name, value in offer.items() if value not in (None, {})]
+            if given:
+                raise ValueError(f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources")
+            client = _connect(address, info)
+        _state.client = client
+        _state.generation += 1
+        _logs.start(client)
+
+
+def _job_info(namespace: str | None, runtime_env: Mapping[str, Any], log_to_driver: bool) -> dict[str, Any]:
+    main = sys.modules.get("__main__")
+    script = getattr(main, "__file__", None) or (sys.argv[0] if sys.argv else "")
+    return {
+        "name": os.path.basename(script) or "interactive",
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "python": sys.executable,
+        "sys_path": [os.path.abspath(entry or os.getcwd()) for entry in sys.path],
+        "working_dir": os.getcwd(),
+        "env_vars": dict(runtime_env.get("env_vars", {})),
+        "log_to_driver": log_to_driver,
+        "namespace": namespace or "",
+    }
+
+
+def _run_dir() -> Path:
+    named = os.environ.get("CLUSTER_DIR")
+    if named:
+        return Path(named)
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "concurrent-ml") if runtime else Path(f"/tmp/concurrent-ml-{os.getuid()}")
+
+
+def _token(directory: Path) -> str:
+    if os.environ.get("CLUSTER_TOKEN"):
+        return os.environ["CLUSTER_TOKEN"]
+    path = Path(os.environ.get("CLUSTER_TOKEN_FILE") or directory / "token")
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ClusterConnectionError(
+            f"no token: CLUSTER_TOKEN is not set and {path} cannot be read ({error.strerror}). Copy the token from the machine where `cluster up` ran"
+        ) from None
+
+
+def _connect(address: str, info: dict[str, Any]) -> _native.Client:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264")
+    directory = _run_dir()
+    token = _token(directory)
+    # A daemon of that cluster on this machine shares its memory.
+    try:
+        here = json.loads((directory / "cluster.json").read_text())
+    except (OSError, ValueError):
+        here = {}
+    if here.get("address") == address and os.path.exists(here.get("node_socket") or ""):
+        return _native.Client.driver(token, info, socket=here["node_socket"])
+    return _native.Client.driver(token, info, address=address)
+
+
+def shutdown() -> None:
+    """Disconnects; a cluster of the program's own ends. Without a connection, does nothing."""
+    with _state.lock:
+        client, embedded = _state.client, _state.embedded
+        if client is None or _state.is_executor:
+            return
+        _logs.drain(client)
+        _state.client = None
+        _state.embedded = None
+        _state.generation += 1
+        client.disconnect()
+        if embedded is not None:
+            embedded.end()
+
+
+atexit.register(shutdown)
+
+
+def is_initialized() -> bool:
+    """Whether this program is connected."""
+    return _state.client is not None
+
+
+@overload
+def get(refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a ref, or the list of values of a list of refs; waits for what is not there yet.
+
+    An exception that a task raised is raised here. After `timeout` seconds, `GetTimeoutError` (a `TimeoutError`).
+    Arrays come as read-only views of shared memory: copy one to change it.
+    """
+    client = _state.client or _state.connected()
+    try:
+        return client.get(refs, timeout)
+    except GetTimeoutError:
+        raise _timed_out(client, refs, timeout) from None
+    except TypeError:
+        if isinstance(refs, tuple) and refs and all(isinstance(ref, ObjectRef) for ref in refs):
+            return get(list(refs), timeout=timeout)
+        raise
+
+
+def _timed_out(client: _native.Client, refs: Any, timeout: float | None) -> GetTimeoutError:
+    """Says what it was waiting for."""
+    late = [ref for ref in (refs if isinstance(refs, list) else [refs]) if not client.is_ready(ref)]
+    what = f"{len(late)} values were not ready" if len(late) != 1 else f"{late[0]} was not ready"
+    reason = ""
+    if late and late[0].task_id():
+        try:
+            why = json.loads(client.query("why", late[0].task_id(), 0.5))
+            reason = f": task {why['task']['name']} ({why['task']['task']}): {why['reason']}"
+        except Exception:
+            reason = ""
+    return GetTimeoutError(f"{what} after {timeout} s{reason}")
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Stores a value once, for any number of tasks, and returns a ref to it."""
+    if isinstance(value, ObjectRef):
+        raise TypeError("put() takes a value, not an ObjectRef: the ref you have is what put() would return")
+    return (_state.client or _state.connected()).put(value)
+
+
+def wait(
+    refs: Sequence[ObjectRef[T]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    """Splits refs into those that are ready (at most `num_returns`) and the others, both in order.
+
+    Returns as soon as `num_returns` are ready, or after `timeout` seconds with what is.
+    """
+    if not isinstance(refs, list):
+        if isinstance(refs, ObjectRef):
+            raise TypeError("wait() takes a list of ObjectRefs, not a single one: wait([ref])")
+        refs = list(refs)
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns is {num_returns!r}; it must be a whole number")
+    if num_returns <= 0:
+        raise ValueError(f"num_returns is {num_returns}; it must be 1 or more")
+    return (_state.client or _state.connected()).wait(refs, num_returns, timeout, fetch_local)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes: `NodeID`, `Alive`, `NodeName`, `NodeManagerAddress`, `Resources`, `Available`, `Labels`."""
+    views = json.loads(_state.connected().query("nodes"))
+    return [
+        {
+            "NodeID": view["node"],
+            "Alive": view["alive"],
+            "NodeName": view["hostname"],
+            "NodeManagerHostname": view["hostname"],
+            "NodeManagerAddress": view["address"].rpartition(":")[0],
+            "Resources": view["total"],
+            "Available": view["available"],
+            "Labels": view["labels"],
+        }
+        for view in views
+    ]
+
+
+def cluster_resources() -> dict[str, float]:
+    """All that the nodes have, by name."""
+    return json.loads(_state.connected().query("status"))["total"]
+
+
+def available_resources() -> dict[str, float]:
+    """What is not in use at this moment, by name."""
+    available = json.loads(_state.connected().query("status"))["available"]
+    return {name: amount for name, amount in available.items() if amount > 0}

@@ -1,0 +1,112 @@
+"""`await ref` and `ref.future()`: no thread waits for one ref (rule: one descriptor per event loop, drained in batches)."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any
+
+from . import _native, _state
+
+_tokens = itertools.count(1)
+
+
+class _Waiter:
+    """Refs that something waits for, by token, and the queue that tells which became ready."""
+
+    def __init__(self, client: _native.Client) -> None:
+        self.client = client
+        self.queue = client.completions()
+        self.waiting: dict[int, Callable[[], None]] = {}
+
+    def add(self, ref: _native.ObjectRef[Any], then: Callable[[], None]) -> int:
+        token = next(_tokens)
+        self.waiting[token] = then
+        self.client.on_ready(ref, self.queue, token)
+        return token
+
+    def drain(self) -> None:
+        for token in self.queue.drain():
+            then = self.waiting.pop(token, None)
+            if then is not None:
+                then()
+
+
+_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiter] = weakref.WeakKeyDictionary()
+
+
+def _of_loop(loop: asyncio.AbstractEventLoop) -> _Waiter:
+    client = _state.connected()
+    waiter = _loops.get(loop)
+    if waiter is None or waiter.client is not client:
+        if waiter is not None:
+            loop.remove_reader(waiter.queue.fileno())
+        waiter = _Waiter(client)
+        loop.add_reader(waiter.queue.fileno(), waiter.drain)
+        _loops[loop] = waiter
+    return waiter
+
+
+def await_ref(ref: _native.ObjectRef[Any]) -> Generator[Any, None, Any]:
+    """What `await ref` does."""
+    loop = asyncio.get_running_loop()
+    waiter = _of_loop(loop)
+    future: asyncio.Future[None] = loop.create_future()
+
+    def done() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    token = waiter.add(ref, done)
+    try:
+        yield from future
+    finally:
+        waiter.waiting.pop(token, None)
+    return waiter.client.get(ref)
+
+
+class _Thread:
+    """One thread for all futures of a connection."""
+
+    def __init__(self, client: _native.Client) -> None:
+        self.waiter = _Waiter(client)
+        threading.Thread(target=self._run, name="concurrent-ml-futures", daemon=True).start()
+
+    def _run(self) -> None:
+        import select
+
+        poll = select.poll()
+        poll.register(self.waiter.queue.fileno(), select.POLLIN)
+        while self.waiter.client.broken() is None or self.waiter.waiting:
+            poll.poll(1000)
+            self.waiter.drain()
+
+
+_thread: _Thread | None = None
+
+
+def future_of(ref: _native.ObjectRef[Any]) -> concurrent.futures.Future[Any]:
+    """What `ref.future()` returns."""
+    global _thread
+    client = _state.connected()
+    with _state.lock:
+        if _thread is None or _thread.waiter.client is not client:
+            _thread = _Thread(client)
+        thread = _thread
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def done() -> None:
+        try:
+            value = client.get(ref)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    thread.waiter.add(ref, done)
+    return future

@@ -1,0 +1,115 @@
+"""A cluster inside this program: one child process that ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .exceptions import ClusterConnectionError
+
+START_TIMEOUT = 20.0
+
+
+def find_binary() -> str:
+    """The `cluster` command that came with this package."""
+    named = os.environ.get("CLUSTER_BINARY")
+    if named:
+        return named
+    places = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    for scheme in ("posix_user", "posix_prefix"):
+        if scheme in sysconfig.get_scheme_names():
+            places.append(sysconfig.get_path("scripts", scheme))
+    # `pip install --target DIR` puts commands into DIR/bin.
+    places.append(str(Path(__file__).parent.parent / "bin"))
+    for place in places:
+        path = os.path.join(place, "cluster")
+        if os.access(path, os.X_OK):
+            return path
+    found = shutil.which("cluster")
+    if found:
+        return found
+    raise ClusterConnectionError(
+        f"the `cluster` command is missing: looked in {', '.join(places)} and PATH. Reinstall concurrent-ml, or name the command in CLUSTER_BINARY"
+    )
+
+
+class Embedded:
+    """The child process: head, daemon and store. It ends when this program does, however that happens."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.dir = tempfile.mkdtemp(prefix="concurrent-ml-")
+        command = [find_binary(), "embedded", "--dir", self.dir, "--python", sys.executable]
+        for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
+            value = options.get(name)
+            if value is not None:
+                number = int(value) if name in ("memory", "object_store_memory") else value
+                command += ["--" + name.replace("_", "-"), str(number)]
+        if options.get("resources"):
+            command += ["--resources", json.dumps(options["resources"])]
+        for name, value in (options.get("labels") or {}).items():
+            command += ["--label", f"{name}={value}"]
+        self.token = secrets.token_hex(16)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_") or name == "CLUSTER_LOG"}
+        environment["CLUSTER_TOKEN"] = self.token
+        self._log = open(os.path.join(self.dir, "log"), "w+b")  # noqa: SIM115 - it stays open as long as the child lives
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the program
+        )
+        try:
+            ready = self._await_ready()
+        except BaseException:
+            self.end()
+            raise
+        self.socket: str = ready["socket"]
+        self.token = ready.get("token") or self.token
+
+    def _await_ready(self) -> dict[str, Any]:
+        out = self._process.stdout
+        assert out is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        line = b""
+        poll = select.poll()
+        poll.register(out.fileno(), select.POLLIN | select.POLLHUP)
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0, (deadline - time.monotonic()) * 1000)):
+                raise ClusterConnectionError(f"the embedded cluster did not start within {START_TIMEOUT:.0f} s. {self._said()}")
+            more = os.read(out.fileno(), 4096)
+            if not more:
+                raise ClusterConnectionError(f"the embedded cluster could not start. {self._said()}")
+            line += more
+        return json.loads(line)
+
+    def _said(self) -> str:
+        self._log.flush()
+        text = Path(self._log.name).read_text(errors="replace").strip()
+        return f"It said: {text[-2000:]}" if text else "It said nothing."
+
+    def end(self) -> None:
+        """Ends the child and waits for it; nothing is left."""
+        process = self._process
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._log.close()
+        shutil.rmtree(self.dir, ignore_errors=True)

@@ -1,0 +1,143 @@
+"""The options of a remote function: names, meanings, and what is wrong with others."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_RUNTIME_ENV = {"env_vars"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    num_returns: int = 1
+    max_retries: int = 3
+    retry_exceptions: bool | tuple[type[BaseException], ...] = False
+    name: str | None = None
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    scheduling_strategy: str = "DEFAULT"
+
+    def changed(self, given: Mapping[str, Any]) -> Options:
+        """These options with some replaced. A wrong one raises with a sentence."""
+        checked: dict[str, Any] = {}
+        for key, value in given.items():
+            if key not in _CHECKS:
+                close = difflib.get_close_matches(key, _CHECKS, n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_CHECKS)}"
+                raise TypeError(f"there is no option {key!r}{hint}")
+            checked[key] = _CHECKS[key](key, value)
+        return replace(self, **checked)
+
+
+def amount(key: str, value: Any) -> float:
+    """A number that can be an amount of a resource."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{key} is {value!r}; it must be a number")
+    if math.isnan(value) or math.isinf(value) or value < 0:
+        raise ValueError(f"{key} is {value}; it must be a finite number, 0 or more")
+    return value
+
+
+def _cpus(key: str, value: Any) -> float:
+    return 1 if value is None else amount(key, value)
+
+
+def _gpus(key: str, value: Any) -> float:
+    number = amount(key, value)
+    if number > 1 and number != int(number):
+        raise ValueError(f"{key} is {value}; above 1, GPUs are requested whole")
+    return number
+
+
+def amounts(key: str, value: Any) -> dict[str, float]:
+    """Named resources."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{key} is {value!r}; it must be a dict like {{"tpu": 1}}')
+    for name, number in value.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{key} has the name {name!r}; names of resources are words")
+        if name in ("CPU", "GPU", "memory"):
+            option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}[name]
+            raise ValueError(f"{key} names {name}; use {option} for that")
+        amount(f"{key}[{name!r}]", number)
+    return dict(value)
+
+
+def _count(key: str, value: Any) -> int:
+    if value is None:
+        return 1
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r}; it must be a whole number")
+    if not 0 <= value < 1 << 24:
+        raise ValueError(f"{key} is {value}; it must be from 0 to {(1 << 24) - 1}")
+    return value
+
+
+def _retries(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r}; it must be a whole number")
+    if not -1 <= value < 1 << 31:
+        raise ValueError(f"{key} is {value}; it must be -1 (without end), 0 or more")
+    return value
+
+
+def _retry_exceptions(key: str, value: Any) -> bool | tuple[type[BaseException], ...]:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in value):
+        return tuple(value)
+    raise TypeError(f"{key} is {value!r}; it must be True, False or a list of exception classes")
+
+
+def _name(key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{key} is {value!r}; it must be a string")
+    return value
+
+
+def runtime_env(key: str, value: Any) -> dict[str, Any]:
+    """An environment; variables, so far."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{key} is {value!r}; it must be a dict like {{"env_vars": {{"NAME": "value"}}}}')
+    for name in value:
+        if name not in _RUNTIME_ENV:
+            raise ValueError(f"{key} has the key {name!r}; there is {', '.join(sorted(_RUNTIME_ENV))}")
+    variables = value.get("env_vars") or {}
+    if not isinstance(variables, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in variables.items()):
+        raise TypeError(f"{key}['env_vars'] is {variables!r}; it must map strings to strings")
+    return {"env_vars": dict(variables)}
+
+
+def _strategy(key: str, value: Any) -> str:
+    if value in (None, "DEFAULT", "SPREAD"):
+        return value or "DEFAULT"
+    raise ValueError(f'{key} is {value!r}; it must be "DEFAULT" or "SPREAD"')
+
+
+_CHECKS = {
+    "num_cpus": _cpus,
+    "num_gpus": _gpus,
+    "memory": amount,
+    "resources": amounts,
+    "num_returns": _count,
+    "max_retries": _retries,
+    "retry_exceptions": _retry_exceptions,
+    "name": _name,
+    "runtime_env": runtime_env,
+    "scheduling_strategy": _strategy,
+}

@@ -1,0 +1,180 @@
+//! `Task`: one execution, as the executor's loop sees it.
+
+use std::time::Instant;
+
+use client_runtime::{Got, HandleSource, Task as Claimed};
+use cluster_types::client_node::ExecutorFailure;
+use cluster_types::{Failure, FailureKind, ObjectId, Payload, Refs};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+
+use crate::connection::interruptible;
+use crate::errors::{client_error, failure_error};
+use crate::value::{from_bytes, to_parcel};
+
+/// A task to execute.
+#[pyclass(frozen, module = "concurrent_ml._native")]
+pub(crate) struct Task {
+    claimed: Claimed,
+    client: client_runtime::Client,
+    began: Instant,
+}
+
+impl Task {
+    fn value<'py>(&self, py: Python<'py>, id: ObjectId) -> PyResult<Bound<'py, PyAny>> {
+        match self.claimed.values.iter().find(|(have, _)| *have == id) {
+            Some((_, Got::Value(bytes))) => from_bytes(py, &self.client, bytes, HandleSource::Task),
+            Some((_, Got::Failed(failure))) => Err(failure_error(py, failure)),
+            None => Err(PyRuntimeError::new_err(format!("argument {id} did not come with the task: an error of the cluster's own"))),
+        }
+    }
+}
+
+impl Task {
+    /// Waits for the next one; `None` when no more will come.
+    pub(crate) fn next(py: Python<'_>, client: &client_runtime::Client) -> PyResult<Option<Task>> {
+        let claimed = interruptible(py, |interrupt| client.next_task(interrupt))?;
+        Ok(claimed.map(|claimed| Task { claimed, client: client.clone(), began: Instant::now() }))
+    }
+}
+
+#[pymethods]
+impl Task {
+    #[getter]
+    fn task_id(&self) -> String {
+        self.claimed.spec.id.to_string()
+    }
+
+    #[getter]
+    fn attempt(&self) -> u32 {
+        self.claimed.attempt.n
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        &self.claimed.spec.template.name
+    }
+
+    /// Names the function: equal for equal functions.
+    #[getter]
+    fn function_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.claimed.spec.template.function.to_bytes())
+    }
+
+    #[getter]
+    fn num_cpus(&self) -> f64 {
+        self.claimed.spec.template.resources.cpu.as_f64()
+    }
+
+    #[getter]
+    fn gpus(&self) -> Vec<u16> {
+        self.claimed.gpus.iter().map(|share| share.index).collect()
+    }
+
+    #[getter]
+    fn num_returns(&self) -> u32 {
+        self.claimed.spec.template.num_returns
+    }
+
+    /// Everything the task asked for, by name.
+    #[getter]
+    fn resources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let all = PyDict::new(py);
+        for (name, amount) in self.claimed.spec.template.resources.iter() {
+            all.set_item(name, amount.as_f64())?;
+        }
+        Ok(all)
+    }
+
+    #[getter]
+    fn retry_exceptions<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.claimed.spec.template.retry_exceptions)
+    }
+
+    /// The function; call it where `function_id` is new.
+    fn function<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.value(py, self.claimed.spec.template.function)
+    }
+
+    /// The arguments, with the values of top-level refs in their places.
+    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let packed = match &self.claimed.spec.payload {
+            Payload::Stored(id) => self.value(py, *id)?,
+            Payload::Inline(bytes) => {
+                let bytes = client_runtime::ValueBytes::from(bytes.clone());
+                from_bytes(py, &self.client, &bytes, HandleSource::Task)?
+            }
+        };
+        let packed = packed.cast_into::<PyTuple>()?;
+        let args = packed.get_item(0)?.cast_into::<PyTuple>()?;
+        let kwargs = packed.get_item(1)?;
+        let kwargs = if kwargs.is_none() { PyDict::new(py) } else { kwargs.cast_into::<PyDict>()? };
+        if packed.len() < 3 {
+            return Ok((args, kwargs));
+        }
+        let places = packed.get_item(2)?.cast_into::<PyList>()?;
+        let args = args.to_list();
+        for (place, id) in places.iter().zip(self.claimed.spec.deps.iter()) {
+            let value = self.value(py, *id)?;
+            match place.extract::<usize>() {
+                Ok(index) => args.set_item(index, value)?,
+                Err(_) => kwargs.set_item(place, value)?,
+            }
+        }
+        Ok((args.to_tuple(), kwargs))
+    }
+
+    /// User code begins: from here on the task can be cancelled.
+    fn enter(&self) {
+        self.client.enter_user_code(self.claimed.tag);
+    }
+
+    fn leave(&self) {
+        self.client.leave_user_code();
+    }
+
+    fn cancel_reason(&self) -> Option<String> {
+        self.client.cancel_reason(self.claimed.tag)
+    }
+
+    /// The task ended well.
+    fn finish(&self, py: Python<'_>, result: &Bound<'_, PyAny>) -> PyResult<()> {
+        let template = &self.claimed.spec.template;
+        let what = &*template.name;
+        let mut values = Vec::new();
+        match template.num_returns {
+            0 => {}
+            1 => values.push(to_parcel(py, &self.client, result, what)?),
+            count => {
+                let count = count as usize;
+                let many: Vec<Bound<'_, PyAny>> = result.try_iter().and_then(|items| items.take(count + 1).collect()).map_err(|_| {
+                    PyTypeError::new_err(format!("{what} was declared with num_returns={count} but returned one {}, not {count} values", result.get_type()))
+                })?;
+                if many.len() != count {
+                    let got = if many.len() > count { "more".to_owned() } else { many.len().to_string() };
+                    return Err(pyo3::exceptions::PyValueError::new_err(format!("{what} was declared with num_returns={count} but returned {got}")));
+                }
+                for value in &many {
+                    values.push(to_parcel(py, &self.client, value, what)?);
+                }
+            }
+        }
+        let values = values.into_iter().map(|(parcel, refs)| (parcel, Refs::from_vec(refs))).collect();
+        self.end(py, Ok(values))
+    }
+
+    /// The task raised.
+    fn fail(&self, py: Python<'_>, message: &str, payload: &[u8], retryable: bool, cancelled: bool) -> PyResult<()> {
+        let kind = if cancelled { FailureKind::Cancelled } else { FailureKind::Exception };
+        let failure = Failure { kind, message: message.into(), payload: payload.to_vec().into(), task: Some(self.claimed.spec.id) };
+        self.end(py, Err(ExecutorFailure { failure, retryable }))
+    }
+}
+
+impl Task {
+    fn end(&self, py: Python<'_>, result: Result<Vec<(client_runtime::Parcel, Refs)>, ExecutorFailure>) -> PyResult<()> {
+        let micros = self.began.elapsed().as_micros() as u64;
+        self.client.complete(self.claimed.tag, result, micros).map_err(|error| client_error(py, error, None))
+    }
+}
