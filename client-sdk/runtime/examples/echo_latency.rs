@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p client-runtime --example echo_latency`
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../tests/fake/mod.rs"]
 mod fake;
 

@@ -181,6 +181,8 @@ impl Shared {
                 inner.denied.push_back((number, bytes, failure));
             }
             NodeToClient::RecallMemory => {
+                // What this very batch freed counts.
+                self.reuse_freed(inner);
                 let free = self.arena.take_free_segments(0);
                 if !free.is_empty() {
                     free.iter().for_each(|segment| {

@@ -1,5 +1,5 @@
 //! A daemon in a thread, on the other end of a socket pair: it answers by simple rules and remembers what it heard.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::io::Write;
