@@ -55,7 +55,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
             node_id: node.id,
-            node: Box::new(crate::stand_in::Node::new(node.config(&machine))),
+            node: Box::new(worker_core::Node::new(node.config(&machine))),
             token: config.token.clone(),
             machine: Rc::new(machine),
             store,
@@ -100,13 +100,12 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         let node = Node::new(&listener, &token, &config.python, &config.spill_dir, &config.dir);
         let machine = devices::discover(&config.offer)?;
         let (store, store_notices) = StoreHost::new(token.clone(), node.spill_dir.clone());
-        let head =
-            crate::stand_in::Head::new(head_core::event::HeadConfig { closed: true, ..Default::default() });
+        let head = head_core::Head::new(head_core::event::HeadConfig { closed: true, ..Default::default() });
         let (ready, hello) = (node.ready(listener.path()), node.hello(&machine));
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
             node_id: node.id,
-            node: Box::new(crate::stand_in::Node::new(node.config(&machine))),
+            node: Box::new(worker_core::Node::new(node.config(&machine))),
             token,
             machine: Rc::new(machine),
             store,

@@ -48,9 +48,9 @@ pub(crate) trait NodeCore {
     fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>);
 }
 
-impl NodeCore for crate::stand_in::Node {
+impl NodeCore for worker_core::Node {
     fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
-        crate::stand_in::Node::step(self, now, event, effects);
+        worker_core::Node::step(self, now, event, effects);
     }
 }
 
@@ -323,6 +323,7 @@ impl Daemon {
                 ranges if ranges.is_empty() => return,
                 ranges => NodeToClient::RangesFreed(ranges),
             },
+            NodeToClient::Evict { object } if !self.store.evict_now(client, object) => return,
             other => other,
         };
         let Some(known) = self.clients.get_mut(&client) else { return };
@@ -376,8 +377,8 @@ impl Daemon {
                 self.tell_client(client, NodeToClient::Ready { object, value });
             }
             StoreNotice::TransferEnded(range) => {
-                for (client, ranges) in self.store.transfer_ended(range) {
-                    self.tell_client(client, NodeToClient::RangesFreed(ranges));
+                for (client, message) in self.store.transfer_ended(range) {
+                    self.tell_client(client, message);
                 }
             }
         }

@@ -7,7 +7,7 @@ use crate::head_link::HeadLink;
 pub(crate) enum HeadSide {
     /// In this process, for one driver.
     Embedded {
-        head: Box<crate::stand_in::Head>,
+        head: Box<head_core::Head>,
         /// What it admitted the node beside it as.
         incarnation: Incarnation,
     },

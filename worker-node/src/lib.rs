@@ -25,7 +25,6 @@ mod head_side;
 mod orphans;
 mod outbox;
 mod sockets;
-mod stand_in;
 mod store_host;
 pub mod supervisor;
 #[cfg(test)]

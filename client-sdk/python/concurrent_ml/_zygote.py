@@ -35,9 +35,11 @@ SIGNALFD_RECORD = 128
 MESSAGE_MAX = 1 << 18
 
 # Libraries size their thread pools when they are imported; more than one thread must not exist before a fork.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # What each was before this process set it; executors see the user's own setting again, if there was one.
 user_threads: dict[str, str | None] = {}
+# In an executor: whether its user chose the sizes, for all programs or for this job.
+threads_set_by_user = False
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -241,6 +243,8 @@ def _reset_python(order: dict) -> None:
     for name, value in user_threads.items():
         if value is not None:
             os.environ[name] = value
+    global threads_set_by_user
+    threads_set_by_user = any(user_threads.values()) or any(name in order["env"] for name in THREAD_VARIABLES)
     for name in order["unset"]:
         os.environ.pop(name, None)
     os.environ.update(order["env"])
@@ -249,6 +253,8 @@ def _reset_python(order: dict) -> None:
     known = set(sys.path)
     sys.path[:0] = [entry for entry in order["sys_path"] if entry not in known]
     sys.argv = [""]
+    # This module by its own name: it was run as the script, and whoever imports it should see this state.
+    sys.modules["concurrent_ml._zygote"] = sys.modules["__main__"]
     # User code must not find the zygote when it looks for its own script.
     sys.modules["__main__"] = types.ModuleType("__main__")
 

@@ -18,7 +18,9 @@ use bytes::Bytes;
 use cluster_proto::limits::MAX_FRAME;
 use cluster_store::spill::{SpillError, SpillStore};
 use cluster_store::transfer::{DataServer, Puller, PullerConfig, ServerConfig, TransferErrorKind};
-use cluster_types::{ClientId, Failure, FailureKind, Location, Map, ObjectId, SegmentId, Value};
+use cluster_types::{
+    ClientId, Failure, FailureKind, Location, Map, NodeToClient, ObjectId, SegmentId, Value,
+};
 use tokio::sync::mpsc;
 use worker_core::{Effect, Event, ServeFrom};
 
@@ -293,11 +295,17 @@ impl StoreHost {
         });
     }
 
-    /// Copies an object for a client that cannot map it.
+    /// Copies an object for a client that cannot map it. What becomes of the object from now on does not matter.
     pub(crate) fn send_bytes(&self, client: ClientId, object: ObjectId) {
-        let (serving, spill) = (self.serving.clone(), self.spill.clone());
+        let (spill, begun) = (self.spill.clone(), self.serving.begin(object));
         self.in_background(move |notices| {
-            let value = match serving.copy_out(object, |at| spill.store()?.map(at), MAX_FRAME - 1024) {
+            let copied = match begun {
+                Some((served, _guard)) => {
+                    serving::copy_out(served, |at| spill.store()?.map(at), MAX_FRAME - 1024)
+                }
+                None => Err((FailureKind::ObjectLost, "it is not on this node any more".to_owned())),
+            };
+            let value = match copied {
                 Ok(bytes) => Value::Inline(bytes),
                 Err((kind, reason)) => {
                     let message = format!("object {object} cannot be sent to this driver: {reason}").into();
@@ -306,6 +314,14 @@ impl StoreHost {
             };
             let _ = notices.send(StoreNotice::Ready { client, object, value });
         });
+    }
+
+    /// Whether a writer may be asked now to give back what holds this object; else it is asked when the transfers that
+    /// read there have ended.
+    pub(crate) fn evict_now(&mut self, writer: ClientId, object: ObjectId) -> bool {
+        let Some(range) = self.serving.memory_in_use(object) else { return true };
+        self.deferred.entry(range).or_default().push(Deferred::Evict(writer, object));
+        false
     }
 
     /// Of ranges that a writer may use again, those that no transfer still reads; the others follow when it has ended.
@@ -333,19 +349,22 @@ impl StoreHost {
         }
     }
 
-    /// Does what waited for it; which writers have what back.
-    pub(crate) fn transfer_ended(&mut self, range: Range) -> Vec<(ClientId, Vec<Location>)> {
+    /// Does what waited for it; what clients are to be told.
+    pub(crate) fn transfer_ended(&mut self, range: Range) -> Vec<(ClientId, NodeToClient)> {
         if self.serving.in_use(range) {
             return Vec::new();
         }
-        let mut freed = Vec::new();
+        let mut told = Vec::new();
         for what in self.deferred.remove(&range).unwrap_or_default() {
-            match (&what, range) {
-                (Deferred::Writer(client), Range::Memory(location)) => freed.push((*client, vec![location])),
-                _ => self.give_up(range, what),
+            match (what, range) {
+                (Deferred::Writer(client), Range::Memory(location)) => {
+                    told.push((client, NodeToClient::RangesFreed(vec![location])));
+                }
+                (Deferred::Evict(client, object), _) => told.push((client, NodeToClient::Evict { object })),
+                (what, _) => self.give_up(range, what),
             }
         }
-        freed
+        told
     }
 
     fn give_up(&self, range: Range, what: Deferred) {
@@ -365,7 +384,7 @@ impl StoreHost {
                     }
                 });
             }
-            (Deferred::Writer(_), _) | (_, Range::Memory(_) | Range::Disk(_)) => {}
+            (_, Range::Memory(_) | Range::Disk(_)) => {}
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Range {
 pub(super) enum Deferred {
     /// It goes back to the writer it belongs to.
     Writer(ClientId),
+    /// Its writer is asked to give it back.
+    Evict(ClientId, ObjectId),
     /// It goes back to the daemon's own memory.
     FreeOwn,
     /// It goes back to the system.
@@ -61,7 +63,12 @@ pub(super) struct Serving {
 struct Index {
     served: Map<ObjectId, Served>,
     spilled: Map<ObjectId, SpillLocation>,
-    in_use: Map<Range, usize>,
+    in_use: Map<Range, InUse>,
+}
+
+struct InUse {
+    object: ObjectId,
+    transfers: usize,
 }
 
 impl Serving {
@@ -106,7 +113,19 @@ impl Serving {
         !self.idle() && self.lock().in_use.contains_key(&range)
     }
 
-    fn begin(self: &Arc<Self>, object: ObjectId) -> Option<(Served, Option<Guard>)> {
+    /// The memory from which the object is being sent, if it is.
+    pub(super) fn memory_in_use(&self, object: ObjectId) -> Option<Range> {
+        if self.idle() {
+            return None;
+        }
+        let in_memory = |(range, used): (&Range, &InUse)| {
+            (used.object == object && matches!(range, Range::Memory(_))).then_some(*range)
+        };
+        self.lock().in_use.iter().find_map(in_memory)
+    }
+
+    /// From here to the guard's end, what is served stays as it is.
+    pub(super) fn begin(self: &Arc<Self>, object: ObjectId) -> Option<(Served, Option<Guard>)> {
         let mut index = self.lock();
         let served = index.served.get(&object)?.clone();
         let range = match &served {
@@ -114,50 +133,47 @@ impl Serving {
             Served::Disk { .. } => Range::Disk(object),
             Served::Inline(_) => return Some((served, None)),
         };
-        *index.in_use.entry(range).or_default() += 1;
+        index.in_use.entry(range).or_insert(InUse { object, transfers: 0 }).transfers += 1;
         self.active.fetch_add(1, Ordering::SeqCst);
         Some((served, Some(Guard { serving: self.clone(), range })))
     }
+}
 
-    /// The object's bytes, copied; or why not.
-    pub(super) fn copy_out(
-        self: &Arc<Self>,
-        object: ObjectId,
-        map: impl FnOnce(SpillLocation) -> Result<ReadBuf, SpillError>,
-        limit: usize,
-    ) -> Result<Bytes, (FailureKind, String)> {
-        let lost = |reason: String| (FailureKind::ObjectLost, reason);
-        let (served, _guard) =
-            self.begin(object).ok_or_else(|| lost("it is not on this node any more".to_owned()))?;
-        let check = |len: u64| {
-            if len <= limit as u64 {
-                return Ok(());
-            }
-            let reason = format!(
-                "it has {len} bytes, and one message to a driver without a daemon on its machine holds at most \
-                 {limit}: run `cluster up --join` on the driver's machine, or return smaller pieces"
-            );
-            Err((FailureKind::ObjectTooLarge, reason))
-        };
-        match served {
-            Served::Inline(bytes) => Ok(bytes),
-            Served::Memory { segment, location } => {
-                check(location.len)?;
-                let mapping = segment.read_mapping().map_err(|error| lost(error.to_string()))?;
-                let bytes = mapping.bytes(location.offset, location.len);
-                bytes.map(Bytes::copy_from_slice).ok_or_else(|| lost("it lies beyond its segment".to_owned()))
-            }
-            Served::Disk { at, .. } => {
-                check(at.len)?;
-                let mapped = map(at).map_err(|error| lost(super::explain(&error)))?;
-                Ok(Bytes::copy_from_slice(&mapped))
-            }
+/// Bytes of an object being served, copied; or why not.
+pub(super) fn copy_out(
+    served: Served,
+    map: impl FnOnce(SpillLocation) -> Result<ReadBuf, SpillError>,
+    limit: usize,
+) -> Result<Bytes, (FailureKind, String)> {
+    let lost = |reason: String| (FailureKind::ObjectLost, reason);
+    let check = |len: u64| {
+        if len <= limit as u64 {
+            return Ok(());
+        }
+        let reason = format!(
+            "it has {len} bytes, and one message to a driver without a daemon on its machine holds at most {limit}: \
+             run `cluster up --join` on the driver's machine, or return smaller pieces"
+        );
+        Err((FailureKind::ObjectTooLarge, reason))
+    };
+    match served {
+        Served::Inline(bytes) => Ok(bytes),
+        Served::Memory { segment, location } => {
+            check(location.len)?;
+            let mapping = segment.read_mapping().map_err(|error| lost(error.to_string()))?;
+            let bytes = mapping.bytes(location.offset, location.len);
+            bytes.map(Bytes::copy_from_slice).ok_or_else(|| lost("it lies beyond its segment".to_owned()))
+        }
+        Served::Disk { at, .. } => {
+            check(at.len)?;
+            let mapped = map(at).map_err(|error| lost(super::explain(&error)))?;
+            Ok(Bytes::copy_from_slice(&mapped))
         }
     }
 }
 
 /// A transfer under way.
-struct Guard {
+pub(super) struct Guard {
     serving: Arc<Serving>,
     range: Range,
 }
@@ -166,8 +182,8 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let mut index = self.serving.lock();
         if let Some(count) = index.in_use.get_mut(&self.range) {
-            *count -= 1;
-            if *count == 0 {
+            count.transfers -= 1;
+            if count.transfers == 0 {
                 index.in_use.remove(&self.range);
             }
         }

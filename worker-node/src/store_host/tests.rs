@@ -149,9 +149,13 @@ async fn a_range_in_transfer_is_freed_when_the_transfer_ends() {
     };
     it.host.perform(Effect::StopServing { object: object(1) });
     assert_eq!(it.host.free_now(ClientId(9), vec![at]), []);
+    assert!(!it.host.evict_now(ClientId(9), object(1)));
     drop(reading);
     let StoreNotice::TransferEnded(range) = it.next().await else { panic!() };
-    assert_eq!(it.host.transfer_ended(range), [(ClientId(9), vec![at])]);
+    let told = it.host.transfer_ended(range);
+    let freed = (ClientId(9), NodeToClient::RangesFreed(vec![at]));
+    assert_eq!(told, [freed, (ClientId(9), NodeToClient::Evict { object: object(1) })]);
+    assert!(it.host.evict_now(ClientId(9), object(1)));
     assert_eq!(it.host.free_now(ClientId(9), vec![at]), [at]);
 }
 

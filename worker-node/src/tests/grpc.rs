@@ -10,7 +10,7 @@ use cluster_proto::v1;
 use cluster_proto::v1::client_service_client::ClientServiceClient;
 use cluster_proto::v1::head_server::{Head, HeadServer};
 use cluster_types::query::StoreUsage;
-use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeToHead, Term};
+use cluster_types::{HeadToNode, Incarnation, NodeToHead, Term};
 use tokio::sync::mpsc as channel;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};

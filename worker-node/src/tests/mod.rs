@@ -2,6 +2,7 @@
 
 mod embedded;
 mod grpc;
+mod task;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -18,8 +19,8 @@ use cluster_store::segment::recv_with_fds;
 use cluster_types::client_node::{Completion, Welcome};
 use cluster_types::task::TaskTemplate;
 use cluster_types::{
-    Attempt, ClientHello, ClientId, ClientKind, ClientToNode, JobId, JobInfo, Map, NodeId, NodeToClient,
-    ObjectId, PROTOCOL_VERSION, Payload, SegmentId, TaskId, TaskSpec, Time,
+    Attempt, ClientHello, ClientId, ClientKind, ClientToNode, JobId, JobInfo, Map, NodeHello, NodeId,
+    NodeToClient, ObjectId, PROTOCOL_VERSION, Payload, SegmentId, TaskId, TaskSpec, Time,
 };
 use tokio::task::LocalSet;
 use worker_core::{Effect, Event};
@@ -75,6 +76,34 @@ struct Running {
 
 impl Running {
     fn start(name: &str, script: impl FnMut(&Event, &mut Vec<Effect>) + Send + 'static) -> Running {
+        Running::start_around(name, move |seen| {
+            let core = Scripted { script: Box::new(script), seen };
+            (Box::new(core), HeadSide::Remote(HeadLink::default()))
+        })
+    }
+
+    /// The real cores, as they are embedded, with two CPUs.
+    fn start_with_cores(name: &str) -> Running {
+        Running::start_around(name, |_| {
+            let config = worker_core::NodeConfig {
+                node: NodeId(1),
+                hostname: "here".to_owned(),
+                resources: cluster_types::Resources::cpus(2),
+                cores: 2,
+                store_capacity: 256 << 20,
+                idle_executors: 2,
+                idle_timeout: cluster_types::Span::secs(60),
+            };
+            let head = head_core::Head::new(head_core::HeadConfig { closed: true, ..Default::default() });
+            let head = HeadSide::Embedded { head: Box::new(head), incarnation: Default::default() };
+            (Box::new(worker_core::Node::new(config)), head)
+        })
+    }
+
+    fn start_around(
+        name: &str,
+        cores: impl FnOnce(mpsc::Sender<Event>) -> (Box<dyn NodeCore>, HeadSide) + Send + 'static,
+    ) -> Running {
         let dir = std::env::temp_dir().join(format!("cluster-edge-{}-{name}", std::process::id()));
         let (seen, events) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -87,16 +116,31 @@ impl Running {
                 let config = fake_config(listener.path().to_path_buf(), TOKEN);
                 let (supervisor, executor_events) = Supervisor::new(config);
                 let (store, notices) = StoreHost::new(TOKEN.to_owned(), at.join("spill"));
+                let (node, head) = cores(seen);
+                let embedded = matches!(head, HeadSide::Embedded { .. });
                 let handle = Handle::new(Parts {
                     node_id: NodeId(1),
-                    node: Box::new(Scripted { script: Box::new(script), seen }),
+                    node,
                     token: TOKEN.to_owned(),
                     machine: Rc::new(crate::devices::discover(&Offer::default()).unwrap()),
                     store,
                     supervisor: supervisor.clone(),
-                    head: HeadSide::Remote(HeadLink::default()),
+                    head,
                 });
                 handle.start(notices, executor_events);
+                if embedded {
+                    handle.borrow().connect_embedded(NodeHello {
+                        protocol: PROTOCOL_VERSION,
+                        node: NodeId(1),
+                        hostname: "here".to_owned(),
+                        data_address: String::new(),
+                        gateway_address: String::new(),
+                        resources: cluster_types::Resources::cpus(2),
+                        labels: Default::default(),
+                        store_capacity: 256 << 20,
+                        previous: None,
+                    });
+                }
                 ready.send(()).unwrap();
                 tokio::select! {
                     () = listener.serve(handle) => {}
