@@ -35,6 +35,12 @@ pub trait Core {
     fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) -> bool;
 }
 
+impl Core for head_core::Head {
+    fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) -> bool {
+        head_core::Head::step(self, now, event, effects)
+    }
+}
+
 pub(crate) struct Driver<C> {
     core: C,
     store: Box<dyn StateStore>,

@@ -62,7 +62,7 @@ pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
         rustix::io::write(&ready, b"{}\n")
             .map_err(|error| CliError::io("say that the head is ready")(error.into()))?;
         drop(ready);
-        head_node::serve(config, crate::stand_in::Head::new, listener, shutdown)
+        head_node::serve(config, head_core::Head::new, listener, shutdown)
             .await
             .map_err(|error| CliError::Failed(error.to_string()))
     });

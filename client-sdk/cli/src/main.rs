@@ -18,7 +18,6 @@ mod down;
 mod error;
 mod process;
 mod run_dir;
-mod stand_in;
 mod table;
 mod units;
 mod up;

@@ -26,6 +26,8 @@ pub struct NodeConfig {
     pub idle_executors: u32,
     /// How long an idle executor is kept.
     pub idle_timeout: Span,
+    /// Whether the head can come back without what it knew: then specs are kept here (rule T6).
+    pub head_may_restart: bool,
 }
 
 /// Something that happened. The edge feeds these to `Node::step` one at a time.

@@ -1,0 +1,40 @@
+//! Runs many seeds, or one: `simulate --seeds N [--from M]`, `simulate --seed N`.
+
+use simulation::{run, Plan};
+
+fn main() -> std::process::ExitCode {
+    let mut from = 0;
+    let mut seeds = 1_000;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let Some(value) = arguments.next().and_then(|text| text.parse::<u64>().ok()) else {
+            eprintln!("{name} wants a number");
+            return std::process::ExitCode::from(2);
+        };
+        match name.as_str() {
+            "--seeds" => seeds = value,
+            "--from" => from = value,
+            "--seed" => (from, seeds) = (value, 1),
+            _ => {
+                eprintln!("unknown option {name}; there are --seeds N, --from N and --seed N");
+                return std::process::ExitCode::from(2);
+            }
+        }
+    }
+    let (mut steps, mut ran, mut read) = (0, 0, 0);
+    for seed in from..from + seeds {
+        match run(Plan::small(seed)) {
+            Ok(report) => {
+                steps += report.steps;
+                ran += report.ran;
+                read += report.read;
+            }
+            Err(error) => {
+                eprintln!("{error}\nreplay: scripts/simulate --seed {seed}");
+                return std::process::ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("{seeds} seeds: {steps} steps, {ran} attempts ran, {read} values read, every invariant held");
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,122 @@
+//! A simulated process: a client core, and a program that submits, puts, gets, keeps and drops at random.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use client_core::{ClientCore, HandleSource, Reading};
+use cluster_store::alloc::Allocator;
+use cluster_types::client_node::{PutValue, RunTask};
+use cluster_types::{ClientId, JobId, Location, NodeId, ObjectId, Refs, SegmentId, Value};
+
+/// What a value is: the id of its object, then the refs inside it. Enough to see whether a reader got the right one.
+pub fn encode(object: ObjectId, contains: &[ObjectId]) -> Bytes {
+    let mut bytes = object.to_bytes().to_vec();
+    for inner in contains {
+        bytes.extend(inner.to_bytes());
+    }
+    bytes.into()
+}
+
+/// The inverse of [`encode`].
+pub fn decode(bytes: &[u8]) -> Vec<ObjectId> {
+    bytes.chunks_exact(16).map(|chunk| ObjectId::from_bytes(chunk.try_into().expect("chunks of 16"))).collect()
+}
+
+/// What a process is doing.
+#[derive(Debug)]
+pub enum Doing {
+    /// A driver between actions; this many are left.
+    Driving { actions: u32 },
+    /// A driver waits for these before it goes on.
+    Waiting { on: Vec<ObjectId>, actions: u32 },
+    /// A driver has dropped everything and said goodbye.
+    Gone,
+    /// An executor without a task.
+    Idle,
+    /// An executor runs this; it may wait for its children first.
+    Running { run: Box<RunTask>, children: Vec<ObjectId>, blocked: bool },
+}
+
+#[derive(Debug)]
+pub struct Process {
+    pub core: ClientCore,
+    pub id: ClientId,
+    pub job: JobId,
+    pub node: NodeId,
+    /// Its number at its daemon, if it is an executor.
+    pub executor: Option<u32>,
+    pub doing: Doing,
+    /// Tasks sent to an executor that it has not come to.
+    pub inbox: VecDeque<Box<RunTask>>,
+    /// Refs the program has in variables, one handle each.
+    pub refs: Vec<ObjectId>,
+    pub allocator: Allocator,
+    pub leased: BTreeMap<SegmentId, u64>,
+    /// Puts that wait for memory: size, and what is inside.
+    pub waiting_puts: VecDeque<(u64, Refs)>,
+    /// The function every task of this process calls.
+    pub function: Option<ObjectId>,
+}
+
+impl Process {
+    pub fn new(id: ClientId, job: JobId, node: NodeId, executor: Option<u32>, doing: Doing) -> Self {
+        Self {
+            core: ClientCore::new(id, job),
+            id,
+            job,
+            node,
+            executor,
+            doing,
+            inbox: VecDeque::new(),
+            refs: Vec::new(),
+            allocator: Allocator::new(),
+            leased: BTreeMap::new(),
+            waiting_puts: VecDeque::new(),
+            function: None,
+        }
+    }
+
+    /// Ranges the core says are free go back to the allocator.
+    pub fn reuse_freed(&mut self) -> Result<(), String> {
+        for range in self.core.take_freed() {
+            self.allocator.free(range).map_err(|error| format!("P1: {} frees {range:?}: {error}", self.id))?;
+        }
+        Ok(())
+    }
+
+    pub fn put_small(&mut self, contains: Refs) -> ObjectId {
+        // The id is known only afterwards, so small values say only what is inside them.
+        self.core.put(PutValue::Inline(encode(ObjectId::default(), &contains)), contains, true)
+    }
+
+    pub fn put_stored(&mut self, location: Location, contains: Refs) -> ObjectId {
+        self.core.put(PutValue::Stored(location), contains, true)
+    }
+
+    /// A handle on each ref that came out of a value.
+    pub fn take_out(&mut self, inner: &[ObjectId], source: HandleSource) {
+        for object in inner {
+            self.core.add_handle(*object, source);
+            self.refs.push(*object);
+        }
+    }
+
+    pub fn drop_ref(&mut self, at: usize) {
+        let object = self.refs.swap_remove(at);
+        self.core.drop_handle(object);
+    }
+
+    /// What a read gives: inline bytes, or where to look.
+    pub fn read(&mut self, object: ObjectId) -> Option<Reading> {
+        self.core.read(object)
+    }
+
+    /// The arguments of a task, as its executor sees them: views that end with the task.
+    pub fn lend_arguments(&mut self, run: &RunTask) {
+        for (object, value) in &run.values {
+            if let Value::Local(location) = value {
+                self.core.lend(*object, *location);
+            }
+        }
+    }
+}

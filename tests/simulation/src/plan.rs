@@ -1,0 +1,55 @@
+//! What a run is to do, and what it did.
+
+/// How large and how rough a simulated run is.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Machines at the start.
+    pub nodes: u32,
+    /// Programs, each attached to some machine.
+    pub drivers: u32,
+    /// Things each program does: submit, put, get, drop.
+    pub actions: u32,
+    /// Machines that die on the way (never one with a program on it).
+    pub node_losses: u32,
+    /// One task in this many kills its executor; 0: none does.
+    pub crash_one_in: u64,
+}
+
+impl Plan {
+    /// A few machines, for many seeds.
+    pub fn small(seed: u64) -> Self {
+        let shape = seed % 4;
+        Plan {
+            seed,
+            nodes: 1 + (seed % 5) as u32,
+            drivers: 1 + (seed % 3) as u32,
+            actions: 60,
+            node_losses: if shape == 3 { 2 } else { 0 },
+            crash_one_in: if shape >= 2 { 40 } else { 0 },
+        }
+    }
+
+    /// Hundreds of machines.
+    pub fn large(seed: u64) -> Self {
+        Plan { seed, nodes: 300, drivers: 8, actions: 200, node_losses: 20, crash_one_in: 100 }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Events that were handled.
+    pub steps: u64,
+    /// Tasks that ended well.
+    pub finished: u64,
+    /// Tasks that failed, as tasks may when machines die.
+    pub failed: u64,
+    /// Attempts that ran.
+    pub ran: u64,
+    /// Values read and found right.
+    pub read: u64,
+    /// Simulated seconds.
+    pub seconds: f64,
+}

@@ -1,0 +1,899 @@
+//! The world: who is there, what is on its way, and what happens when it arrives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client_core::{HandleSource, Reading};
+use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, PutValue, RunTask};
+use cluster_types::query::{Query, QueryReply};
+use cluster_types::{
+    Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId, NodeToClient,
+    NodeToHead, ObjectId, Payload, Refs, Resources, Span, TaskId, TaskTemplate, Time, Value, PROTOCOL_VERSION,
+};
+use head_core::{Head, HeadConfig};
+
+use crate::client::{decode, encode, Doing, Process};
+use crate::host::{no, Executor, Host, Slot};
+use crate::plan::{Plan, Report};
+use crate::random::Random;
+use crate::streams::Streams;
+
+/// Who talks to whom: the streams are ordered each for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Stream {
+    ToHead(NodeId),
+    ToNode(NodeId),
+    FromClient(ClientId),
+    ToClient(ClientId),
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Arrival {
+    HeadTick,
+    NodeTick(NodeId),
+    Connect(NodeId),
+    AtHead { node: NodeId, incarnation: Incarnation, message: NodeToHead },
+    LinkClosed { node: NodeId, incarnation: Incarnation },
+    AtNode { node: NodeId, incarnation: Incarnation, message: HeadToNode },
+    FromClient { node: NodeId, client: ClientId, message: ClientToNode },
+    AtClient { client: ClientId, message: NodeToClient },
+    /// The edge of a node finished something.
+    Done { node: NodeId, event: worker_core::Event },
+    Pulled { node: NodeId, object: ObjectId, size: u64, source: NodeId },
+    ExecutorBorn { node: NodeId, executor: u32 },
+    Act(ClientId),
+    Finish { client: ClientId, tag: u64 },
+    KillNode,
+    BornNode,
+}
+
+struct World {
+    plan: Plan,
+    random: Random,
+    now: Time,
+    queue: BTreeMap<(Time, u64), Arrival>,
+    arrivals: u64,
+    streams: Streams<Stream>,
+    head: Head,
+    hosts: BTreeMap<NodeId, Host>,
+    processes: BTreeMap<ClientId, Process>,
+    connections: u64,
+    connecting: BTreeMap<u64, NodeId>,
+    templates: BTreeMap<ClientId, Vec<Arc<TaskTemplate>>>,
+    /// TASK-1: tasks of each living submitter that were told to have ended.
+    told: BTreeSet<TaskId>,
+    submitted: BTreeMap<TaskId, ClientId>,
+    /// What each put and each stored result holds.
+    sizes: BTreeMap<ObjectId, u64>,
+    next_id: u64,
+    report: Report,
+    trace: std::collections::VecDeque<String>,
+}
+
+/// Runs a plan to its end and checks that everything is as before it began.
+///
+/// # Errors
+/// What was broken, when, with the last events; the plan's seed replays it.
+pub fn run(plan: Plan) -> Result<Report, String> {
+    let seed = plan.seed;
+    let mut world = World::new(plan);
+    world.go().map_err(|error| {
+        let trace: Vec<String> = world.trace.iter().cloned().collect();
+        format!("seed {seed}, at {:?}: {error}\nthe last events:\n{}", world.now, trace.join("\n"))
+    })
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let mut random = Random::new(plan.seed);
+        random.bits();
+        let config = HeadConfig { finished_kept: 1_000, ..HeadConfig::default() };
+        let mut world = World {
+            plan,
+            random,
+            now: Time(1),
+            queue: BTreeMap::new(),
+            arrivals: 0,
+            streams: Streams::new(),
+            head: Head::new(config),
+            hosts: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            connections: 0,
+            connecting: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            told: BTreeSet::new(),
+            submitted: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            next_id: 1,
+            report: Report::default(),
+            trace: std::collections::VecDeque::new(),
+        };
+        world.at(Time(100_000), Arrival::HeadTick);
+        let nodes: Vec<NodeId> = (0..world.plan.nodes).map(|_| world.new_host()).collect();
+        for _ in 0..world.plan.drivers {
+            let node = *world.random.pick(&nodes).expect("a plan has nodes");
+            world.new_driver(node);
+        }
+        for _ in 0..world.plan.node_losses {
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::KillNode);
+            world.at(at + Span::millis(50), Arrival::BornNode);
+        }
+        world
+    }
+
+    fn at(&mut self, time: Time, arrival: Arrival) {
+        self.arrivals += 1;
+        self.queue.insert((time.max(self.now), self.arrivals), arrival);
+    }
+
+    fn after(&mut self, low: u64, high: u64, arrival: Arrival) {
+        let delay = self.random.between(low, high);
+        self.at(self.now + Span(delay), arrival);
+    }
+
+    fn say(&mut self, stream: Stream, arrival: Arrival) {
+        let time = self.streams.arrival(stream, self.now, &mut self.random);
+        self.at(time, arrival);
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn new_host(&mut self) -> NodeId {
+        let node = NodeId(self.fresh());
+        let cpus = self.random.between(1, 4) as i64;
+        self.hosts.insert(node, Host::new(node, cpus));
+        self.after(0, 2_000, Arrival::Connect(node));
+        self.after(0, 100_000, Arrival::NodeTick(node));
+        node
+    }
+
+    fn new_driver(&mut self, node: NodeId) {
+        let id = ClientId(self.fresh() << 8 | 0xd);
+        let job = JobId(self.fresh() as u32);
+        let doing = Doing::Driving { actions: self.plan.actions };
+        self.processes.insert(id, Process::new(id, job, node, None, doing));
+        let kind = ClientKind::Driver { job, info: Arc::new(JobInfo { log_to_driver: true, ..JobInfo::default() }) };
+        let event = worker_core::Event::ClientAttached { client: id, pid: 1, kind, shares_memory: true };
+        self.after(3_000, 5_000, Arrival::Done { node, event });
+        self.after(6_000, 9_000, Arrival::Act(id));
+    }
+
+    // ---- the loop ----
+
+    fn go(&mut self) -> Result<Report, String> {
+        let limit = Time(600_000_000);
+        while let Some(((time, _), arrival)) = self.queue.pop_first() {
+            self.now = time;
+            self.report.steps += 1;
+            if self.trace.len() == 60 {
+                self.trace.pop_front();
+            }
+            if !matches!(arrival, Arrival::HeadTick | Arrival::NodeTick(_)) {
+                let line = format!("{:>9} {arrival:?}", time.0);
+                self.trace.push_back(line.chars().take(300).collect());
+            }
+            self.happen(arrival)?;
+            if self.is_over() {
+                return self.finish();
+            }
+            if self.now > limit {
+                return Err(format!("it hangs: {}", self.hanging()));
+            }
+        }
+        Err("nothing is left to happen".to_owned())
+    }
+
+    /// Whether all programs have ended and all that followed from it has arrived: only ticks are left.
+    fn is_over(&self) -> bool {
+        self.processes.values().all(|process| matches!(process.doing, Doing::Gone))
+            && self.processes.values().all(|process| process.executor.is_none())
+            && self.queue.values().all(|arrival| matches!(arrival, Arrival::HeadTick | Arrival::NodeTick(_)))
+    }
+
+    fn hanging(&mut self) -> String {
+        let mut lines = Vec::new();
+        for (id, process) in &self.processes {
+            if let Doing::Waiting { on, .. } = &process.doing {
+                lines.push(format!("driver {id} waits for {on:?}"));
+            }
+            if let Doing::Running { run, children, .. } = &process.doing {
+                lines.push(format!("executor {id} runs {} and waits for {children:?}", run.spec.id));
+            }
+        }
+        let mut effects = Vec::new();
+        self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Tasks { limit: 20 } }, &mut effects);
+        format!("{} | the head: {effects:?}", lines.join("; "))
+    }
+
+    fn finish(&mut self) -> Result<Report, String> {
+        let mut effects = Vec::new();
+        self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Status }, &mut effects);
+        let Some(head_core::Effect::Reply { reply: Ok(QueryReply::Status(status)), .. }) = effects.pop() else {
+            return Err("the head does not say how it is".to_owned());
+        };
+        if status.objects != 0 {
+            self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Objects { limit: 10 } }, &mut effects);
+            return Err(format!("REF-2: {} objects are left: {effects:?}", status.objects));
+        }
+        let pending: u64 = ["waiting", "queued", "prefetched", "running"].iter().filter_map(|state| status.tasks.get(*state)).sum();
+        if pending != 0 {
+            return Err(format!("TASK-1: {pending} tasks have not ended: {:?}", status.tasks));
+        }
+        if status.total != status.available {
+            return Err(format!("LEDGER-1: of {:?} only {:?} came back", status.total, status.available));
+        }
+        for (node, host) in &self.hosts {
+            if !host.served.is_empty() || !host.spilled.is_empty() {
+                return Err(format!("REF-2: node {node} still has {:?} and {:?}", host.served.keys(), host.spilled.keys()));
+            }
+        }
+        self.report.seconds = self.now.0 as f64 / 1e6;
+        Ok(self.report.clone())
+    }
+
+    fn happen(&mut self, arrival: Arrival) -> Result<(), String> {
+        match arrival {
+            Arrival::HeadTick => {
+                self.at(self.now + Span::millis(100), Arrival::HeadTick);
+                self.head_step(head_core::Event::Tick)
+            }
+            Arrival::NodeTick(node) => {
+                if self.hosts.contains_key(&node) {
+                    self.at(self.now + Span::millis(100), Arrival::NodeTick(node));
+                }
+                self.node_step(node, worker_core::Event::Tick)
+            }
+            Arrival::Connect(node) => self.connect(node),
+            Arrival::AtHead { node, incarnation, message } => self.head_step(head_core::Event::FromNode { node, incarnation, message }),
+            Arrival::LinkClosed { node, incarnation } => self.head_step(head_core::Event::NodeDisconnected { node, incarnation }),
+            Arrival::AtNode { node, incarnation, message } => {
+                let current = match (&message, self.hosts.get_mut(&node)) {
+                    (HeadToNode::Admitted { .. }, Some(host)) => {
+                        host.incarnation = Some(incarnation);
+                        true
+                    }
+                    (_, Some(host)) => host.incarnation == Some(incarnation),
+                    (_, None) => false,
+                };
+                if current { self.node_step(node, worker_core::Event::FromHead(message)) } else { Ok(()) }
+            }
+            Arrival::FromClient { node, client, message } => self.node_step(node, worker_core::Event::FromClient { client, message }),
+            Arrival::AtClient { client, message } => self.at_client(client, message),
+            Arrival::Done { node, event } => self.node_step(node, event),
+            Arrival::Pulled { node, object, size, source } => self.pulled(node, object, size, source),
+            Arrival::ExecutorBorn { node, executor } => self.executor_born(node, executor),
+            Arrival::Act(client) => self.act(client),
+            Arrival::Finish { client, tag } => self.task_ends(client, tag),
+            Arrival::KillNode => self.kill_node(),
+            Arrival::BornNode => {
+                self.new_host();
+                Ok(())
+            }
+        }
+    }
+
+    // ---- the head ----
+
+    fn connect(&mut self, node: NodeId) -> Result<(), String> {
+        let Some(host) = self.hosts.get(&node) else { return Ok(()) };
+        let resources = host.resources.clone();
+        self.connections += 1;
+        let connection = self.connections;
+        self.connecting.insert(connection, node);
+        let hello = NodeHello {
+            protocol: PROTOCOL_VERSION,
+            node,
+            hostname: format!("host-{node}"),
+            data_address: format!("{node}:8266"),
+            gateway_address: String::new(),
+            resources,
+            labels: BTreeMap::new(),
+            store_capacity: crate::host::STORE,
+            previous: None,
+        };
+        self.head_step(head_core::Event::NodeConnected { connection, hello })
+    }
+
+    fn head_step(&mut self, event: head_core::Event) -> Result<(), String> {
+        let mut effects = Vec::new();
+        let mut again = self.head.step(self.now, event, &mut effects);
+        while again {
+            again = self.head.step(self.now, head_core::Event::Tick, &mut effects);
+        }
+        if self.hosts.len() < 50 || self.report.steps.is_multiple_of(100) {
+            self.head.check_invariants()?;
+        }
+        for effect in effects {
+            match effect {
+                head_core::Effect::AdmitNode { connection, node, incarnation, message } => {
+                    self.connecting.remove(&connection);
+                    self.say(Stream::ToNode(node), Arrival::AtNode { node, incarnation, message });
+                }
+                head_core::Effect::ToNode { node, message } => {
+                    if let Some(incarnation) = self.hosts.get(&node).map(|host| host.incarnation) {
+                        // Stamped when it was admitted; the first messages may overtake nothing.
+                        let incarnation = incarnation.unwrap_or(Incarnation(1));
+                        self.say(Stream::ToNode(node), Arrival::AtNode { node, incarnation, message });
+                    }
+                }
+                head_core::Effect::RefuseNode { reason, .. } => return Err(format!("a node was refused: {reason}")),
+                head_core::Effect::CloseNode { node, reason, .. } => {
+                    if self.hosts.contains_key(&node) {
+                        return Err(format!("a living node was given up: {reason}"));
+                    }
+                }
+                head_core::Effect::Reply { .. } | head_core::Effect::Persist(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn kill_node(&mut self) -> Result<(), String> {
+        let with_driver: BTreeSet<NodeId> =
+            self.processes.values().filter(|process| process.executor.is_none()).map(|process| process.node).collect();
+        let free: Vec<NodeId> = self.hosts.keys().copied().filter(|node| !with_driver.contains(node)).collect();
+        let Some(node) = self.random.pick(&free).copied() else { return Ok(()) };
+        let Some(host) = self.hosts.remove(&node) else { return Ok(()) };
+        self.processes.retain(|_, process| process.node != node);
+        self.streams.forget(Stream::ToNode(node));
+        if let Some(incarnation) = host.incarnation {
+            self.say(Stream::ToHead(node), Arrival::LinkClosed { node, incarnation });
+        }
+        Ok(())
+    }
+
+    // ---- nodes ----
+
+    fn node_step(&mut self, node: NodeId, event: worker_core::Event) -> Result<(), String> {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
+            let mut effects = Vec::new();
+            host.core.step(self.now, event, &mut effects);
+            host.core.check_invariants().map_err(|error| format!("node {node}: {error}"))?;
+            for effect in effects {
+                if let Some(event) = self.node_effect(node, effect)? {
+                    events.push_back(event);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the node asks for; gives back what it is answered at once.
+    fn node_effect(&mut self, node: NodeId, effect: worker_core::Effect) -> Result<Option<worker_core::Event>, String> {
+        use worker_core::{Effect, Event};
+        let Some(host) = self.hosts.get_mut(&node) else { return Ok(None) };
+        match effect {
+            Effect::ToHead(message) => {
+                if let Some(incarnation) = host.incarnation {
+                    self.say(Stream::ToHead(node), Arrival::AtHead { node, incarnation, message });
+                }
+            }
+            Effect::ToClient { client, message } => {
+                if let NodeToClient::Run(run) = &message {
+                    let executor = host.executors.values_mut().find(|executor| executor.client == Some(client));
+                    let Some(executor) = executor else { return Err(format!("{} is sent to nobody", run.spec.id)) };
+                    if executor.slots.insert(run.tag, Slot::Ready).is_some() {
+                        return Err(format!("tag {} was used twice", run.tag));
+                    }
+                }
+                self.say(Stream::ToClient(client), Arrival::AtClient { client, message });
+            }
+            Effect::CloseClient { .. } | Effect::WakeAt(_) => {}
+            Effect::StartExecutor { executor, job, .. } => {
+                host.executors.insert(executor, Executor { job, client: None, slots: BTreeMap::new() });
+                self.after(500, 5_000, Arrival::ExecutorBorn { node, executor });
+            }
+            Effect::EndExecutor { executor, .. } => return Ok(self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")),
+            Effect::Interrupt { .. } => {}
+            Effect::Revoke { executor, tag, .. } => {
+                let slot = host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
+                let won = slot.is_some_and(|slot| {
+                    let won = *slot == Slot::Ready;
+                    if won {
+                        *slot = Slot::Revoked;
+                    }
+                    won
+                });
+                return Ok(Some(Event::Revoked { executor, tag, won }));
+            }
+            Effect::CreateSegment { segment, .. } => {
+                self.after(10, 500, Arrival::Done { node, event: Event::SegmentCreated { segment, failure: None } });
+            }
+            Effect::DropSegment { segment } => host.memory.retain(|(of, _), _| *of != segment),
+            Effect::PunchHole(location) => {
+                host.memory.remove(&(location.segment, location.offset));
+            }
+            Effect::FreeOwn(location) => host.free_own(location)?,
+            Effect::Pull { object, size, source, .. } => self.after(50, 3_000, Arrival::Pulled { node, object, size, source }),
+            Effect::StoreBytes { object, bytes } => {
+                let location = host.store_own(object, bytes.len() as u64);
+                return Ok(Some(Event::Stored { object, location }));
+            }
+            Effect::Serve { object, source } => {
+                host.served.insert(object, source);
+            }
+            Effect::StopServing { object } => {
+                host.served.remove(&object);
+            }
+            Effect::Spill { objects } => {
+                for (object, location) in &objects {
+                    if host.memory.get(&(location.segment, location.offset)) != Some(object) {
+                        // Its maker dropped it meanwhile; the drop is on its way.
+                        continue;
+                    }
+                    host.spilled.insert(*object, location.len);
+                }
+                let objects = objects.into_iter().map(|(object, _)| object).collect();
+                self.after(100, 5_000, Arrival::Done { node, event: Event::Spilled { objects } });
+            }
+            Effect::Restore { object } => {
+                let Some(size) = host.spilled.get(&object).copied() else {
+                    return Err(format!("{object} is to be restored and is not on disk"));
+                };
+                let location = host.store_own(object, size);
+                self.after(100, 3_000, Arrival::Done { node, event: Event::Restored { object, location } });
+            }
+            Effect::DeleteSpilled { object } => {
+                host.spilled.remove(&object);
+            }
+            Effect::SendBytes { .. } => {}
+        }
+        Ok(None)
+    }
+
+    fn pulled(&mut self, node: NodeId, object: ObjectId, size: u64, source: NodeId) -> Result<(), String> {
+        let found = match self.hosts.get(&source) {
+            Some(source) => source.serves(object),
+            None => Err(no(cluster_types::FailureKind::NodeLost, "the source is gone")),
+        };
+        let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
+        let event = match found {
+            Ok(()) => worker_core::Event::Stored { object, location: host.store_own(object, size) },
+            Err(failure) if failure.kind == cluster_types::FailureKind::Internal => return Err(format!("{object}: {}", failure.message)),
+            Err(failure) => worker_core::Event::StoreFailed {
+                object,
+                missing: failure.kind == cluster_types::FailureKind::ObjectLost,
+                reason: failure.message.to_string(),
+                no_memory: false,
+            },
+        };
+        self.node_step(node, event)
+    }
+
+    fn executor_born(&mut self, node: NodeId, executor: u32) -> Result<(), String> {
+        let client = ClientId(self.fresh() << 8 | 0xe);
+        let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
+        let Some(known) = host.executors.get_mut(&executor) else { return Ok(()) };
+        known.client = Some(client);
+        let job = known.job;
+        self.processes.insert(client, Process::new(client, job, node, Some(executor), Doing::Idle));
+        let kind = ClientKind::Executor { executor };
+        self.node_step(node, worker_core::Event::ClientAttached { client, pid: 2, kind, shares_memory: true })
+    }
+
+    /// The process is gone; its daemon is told so.
+    fn end_executor(&mut self, node: NodeId, executor: u32, cause: &str) -> Option<worker_core::Event> {
+        let host = self.hosts.get_mut(&node)?;
+        let known = host.executors.remove(&executor)?;
+        let unstarted = known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
+        if let Some(client) = known.client {
+            self.processes.remove(&client);
+            // What it said before it died still arrives, and then its end.
+            self.say(Stream::FromClient(client), Arrival::Done { node, event: worker_core::Event::ClientEnded { client } });
+        }
+        Some(worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted })
+    }
+
+    // ---- processes ----
+
+    /// Sends what a process has to say, and takes back the memory it may use again.
+    fn flush(&mut self, client: ClientId) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        let node = process.node;
+        let batch = process.core.take_batch();
+        process.reuse_freed()?;
+        for message in batch {
+            if let ClientToNode::Submit(spec) = &message {
+                self.submitted.insert(spec.id, client);
+            }
+            self.say(Stream::FromClient(client), Arrival::FromClient { node, client, message });
+        }
+        Ok(())
+    }
+
+    fn at_client(&mut self, client: ClientId, message: NodeToClient) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        if let NodeToClient::Finished { task, outcome } = &message {
+            if !self.told.insert(*task) {
+                return Err(format!("TASK-1: {client} was told twice that {task} ended"));
+            }
+            match outcome {
+                FinishedOutcome::Ok(_) => self.report.finished += 1,
+                FinishedOutcome::Failed(failure) => {
+                    self.report.failed += 1;
+                    if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 {
+                        return Err(format!("{task} failed though nothing broke: {}", failure.message));
+                    }
+                }
+            }
+        }
+        match process.core.on_message(message) {
+            None => {}
+            Some(NodeToClient::Segment { segment, len, writable: true }) => {
+                process.allocator.add_segment(segment, len).map_err(|error| format!("a segment is leased twice: {error}"))?;
+                process.leased.insert(segment, len);
+                self.puts_go_on(client)?;
+            }
+            Some(NodeToClient::Run(run)) => process.inbox.push_back(run),
+            Some(NodeToClient::RecallMemory) => {
+                let free = process.allocator.take_free_segments(0);
+                for segment in &free {
+                    process.leased.remove(segment);
+                }
+                if !free.is_empty() {
+                    process.core.push(ClientToNode::ReturnMemory(free));
+                }
+            }
+            Some(NodeToClient::Exit) => {
+                if let (node, Some(executor)) = (process.node, process.executor) {
+                    if let Some(event) = self.end_executor(node, executor, "exit code 0") {
+                        self.say(Stream::FromClient(client), Arrival::Done { node, event });
+                    }
+                    return Ok(());
+                }
+            }
+            Some(NodeToClient::Rejected { reason }) => return Err(format!("{client} was rejected: {reason}")),
+            Some(NodeToClient::NoMemory { failure, .. }) => return Err(format!("{client} gets no memory: {}", failure.message)),
+            Some(_) => {}
+        }
+        self.progress(client)?;
+        self.flush(client)
+    }
+
+    fn progress(&mut self, client: ClientId) -> Result<(), String> {
+        self.puts_go_on(client)?;
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        match &process.doing {
+            Doing::Waiting { on, actions } => {
+                let (on, actions) = (on.clone(), *actions);
+                if on.iter().all(|object| process.core.is_here(*object)) {
+                    process.doing = Doing::Driving { actions };
+                    for object in on {
+                        self.check_read(client, object)?;
+                    }
+                    self.after(10, 500, Arrival::Act(client));
+                }
+            }
+            Doing::Idle => self.next_task(client)?,
+            Doing::Running { run, children, blocked: true } => {
+                if children.iter().all(|child| process.core.is_here(*child)) {
+                    let tag = run.tag;
+                    if let Doing::Running { blocked, .. } = &mut process.doing {
+                        *blocked = false;
+                    }
+                    process.core.push(ClientToNode::Unblocked { tag });
+                    self.after(1, 200, Arrival::Finish { client, tag });
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The value is there: it must be this object's.
+    fn check_read(&mut self, client: ClientId, object: ObjectId) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        match process.read(object) {
+            None => return Err(format!("{object} was ready and cannot be read")),
+            Some(Reading::Failed(failure)) => {
+                if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 {
+                    return Err(format!("{object} failed though nothing broke: {}", failure.message));
+                }
+            }
+            Some(Reading::Inline(bytes)) => {
+                let ids = decode(&bytes);
+                let [says, inner @ ..] = ids.as_slice() else { return Err(format!("{object} is empty")) };
+                if *says != object && *says != ObjectId::default() {
+                    return Err(format!("{object} reads as {says}"));
+                }
+                process.take_out(inner, HandleSource::Inside(object));
+                self.report.read += 1;
+            }
+            Some(Reading::View(location)) => {
+                let lies = self.hosts.get(&process.node).and_then(|host| host.memory.get(&(location.segment, location.offset)));
+                if lies != Some(&object) {
+                    return Err(format!("P1: {client} views {object} at {location:?}, where {lies:?} lies"));
+                }
+                process.core.drop_view(object);
+                self.report.read += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn puts_go_on(&mut self, client: ClientId) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        process.reuse_freed()?;
+        while let Some((size, contains)) = process.waiting_puts.front().cloned() {
+            let Some(location) = process.allocator.alloc(size) else { break };
+            process.waiting_puts.pop_front();
+            let node = process.node;
+            for inner in &contains {
+                process.core.drop_handle(*inner);
+            }
+            let object = process.put_stored(location, contains);
+            process.refs.push(object);
+            if let Some(host) = self.hosts.get_mut(&node) {
+                host.memory.insert((location.segment, location.offset), object);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, client: ClientId, contains: Refs) {
+        let large = self.random.one_in(2);
+        let size = self.random.between(5_000, 6 << 20);
+        let Some(process) = self.processes.get_mut(&client) else { return };
+        if !large {
+            let object = process.put_small(contains);
+            process.refs.push(object);
+            return;
+        }
+        // What is inside must live until the put is made.
+        for inner in &contains {
+            process.core.add_handle(*inner, HandleSource::Elsewhere);
+        }
+        process.waiting_puts.push_back((size, contains));
+        process.core.push(ClientToNode::RequestMemory { bytes: size });
+    }
+
+    /// A few of the refs that a process has.
+    fn some_refs(&mut self, client: ClientId, most: u64) -> Refs {
+        let count = self.random.between(0, most);
+        let Some(process) = self.processes.get(&client) else { return Refs::new() };
+        let mut refs = Refs::new();
+        for _ in 0..count {
+            if let Some(object) = self.random.pick(&process.refs) {
+                if !refs.contains(object) {
+                    refs.push(*object);
+                }
+            }
+        }
+        refs
+    }
+
+    fn submit(&mut self, client: ClientId) {
+        let deps = self.some_refs(client, 2);
+        let borrowed = self.some_refs(client, 1);
+        if !self.templates.contains_key(&client) {
+            let Some(process) = self.processes.get_mut(&client) else { return };
+            let function = process.put_small(Refs::new());
+            process.function = Some(function);
+            let mut templates = Vec::new();
+            for (cpu, gpu, returns) in [(10_000, 0, 1), (5_000, 0, 2), (0, 0, 1), (10_000, 0, 1), (10_000, 0, 3)] {
+                templates.push(Arc::new(TaskTemplate {
+                    name: format!("f{returns}").into(),
+                    function,
+                    resources: Resources { cpu: Amount(cpu), gpu: Amount(gpu), ..Resources::default() },
+                    num_returns: returns,
+                    max_retries: 3,
+                    retry_exceptions: Bytes::new(),
+                    env_vars: BTreeMap::new(),
+                    strategy: Default::default(),
+                }));
+            }
+            self.templates.insert(client, templates);
+        }
+        let template = self.random.pick(&self.templates[&client]).expect("there are templates").clone();
+        let Some(process) = self.processes.get_mut(&client) else { return };
+        let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
+        let (_, results) = process.core.submit(&template, payload, deps, borrowed);
+        process.refs.extend(results);
+    }
+
+    /// A driver does the next thing.
+    fn act(&mut self, client: ClientId) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        let Doing::Driving { actions } = &mut process.doing else { return Ok(()) };
+        if *actions == 0 {
+            return self.leave(client);
+        }
+        *actions -= 1;
+        let actions = *actions;
+        match self.random.between(0, 9) {
+            0..=4 => {
+                for _ in 0..self.random.between(1, 8) {
+                    self.submit(client);
+                }
+            }
+            5 => {
+                let contains = self.some_refs(client, 2);
+                self.put(client, contains);
+            }
+            6 | 7 => {
+                for _ in 0..self.random.between(1, 6) {
+                    let Some(process) = self.processes.get_mut(&client) else { break };
+                    if !process.refs.is_empty() {
+                        let at = (self.random.bits() % process.refs.len() as u64) as usize;
+                        process.drop_ref(at);
+                    }
+                }
+            }
+            _ => {
+                let on: Vec<ObjectId> = self.some_refs(client, 4).to_vec();
+                if let Some(process) = self.processes.get_mut(&client) {
+                    for object in &on {
+                        process.core.want(*object, true);
+                    }
+                    process.doing = Doing::Waiting { on, actions };
+                }
+                self.flush(client)?;
+                return self.progress(client);
+            }
+        }
+        self.flush(client)?;
+        self.after(1, 3_000, Arrival::Act(client));
+        Ok(())
+    }
+
+    /// A driver waits for all it submitted, drops everything, and goes.
+    fn leave(&mut self, client: ClientId) -> Result<(), String> {
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        if process.core.unfinished() > 0 || !process.waiting_puts.is_empty() {
+            self.after(1_000, 2_000, Arrival::Act(client));
+            return Ok(());
+        }
+        while !process.refs.is_empty() {
+            process.drop_ref(0);
+        }
+        if let Some(function) = process.function.take() {
+            process.core.drop_handle(function);
+        }
+        process.doing = Doing::Gone;
+        self.flush(client)?;
+        let Some(process) = self.processes.get(&client) else { return Ok(()) };
+        let (node, message) = (process.node, ClientToNode::Goodbye);
+        self.say(Stream::FromClient(client), Arrival::FromClient { node, client, message });
+        Ok(())
+    }
+
+    // ---- executors ----
+
+    fn next_task(&mut self, client: ClientId) -> Result<(), String> {
+        loop {
+            let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+            let Some(run) = process.inbox.pop_front() else { return Ok(()) };
+            let (node, executor) = (process.node, process.executor);
+            let slot = self
+                .hosts
+                .get_mut(&node)
+                .and_then(|host| host.executors.get_mut(&executor?))
+                .and_then(|known| known.slots.get_mut(&run.tag));
+            match slot {
+                Some(slot) if *slot == Slot::Ready => *slot = Slot::Claimed,
+                // Taken back before it began: what came with it is given back.
+                _ => {
+                    for (object, value) in &run.values {
+                        if matches!(value, Value::Local(_)) {
+                            process.core.push(ClientToNode::Release(vec![*object]));
+                        }
+                    }
+                    continue;
+                }
+            }
+            return self.begin(client, run);
+        }
+    }
+
+    fn begin(&mut self, client: ClientId, run: Box<RunTask>) -> Result<(), String> {
+        self.report.ran += 1;
+        if self.plan.crash_one_in > 0 && self.random.one_in(self.plan.crash_one_in) {
+            let Some(process) = self.processes.get(&client) else { return Ok(()) };
+            let (node, executor) = (process.node, process.executor.unwrap_or_default());
+            if let Some(event) = self.end_executor(node, executor, "killed by signal 11 (SIGSEGV)") {
+                self.after(1, 3_000, Arrival::Done { node, event });
+            }
+            return Ok(());
+        }
+        for object in &run.spec.deps {
+            // DEP-1, and P1: every argument came along, and lies where it is said to lie.
+            let value = run.values.iter().find(|(id, _)| id == object).map(|(_, value)| value);
+            match value {
+                None if *object == run.spec.template.function => {}
+                None => return Err(format!("DEP-1: {} runs without its argument {object}", run.spec.id)),
+                Some(Value::Failed(failure)) => return Err(format!("DEP-1: {} runs with a failed argument: {}", run.spec.id, failure.message)),
+                Some(Value::Inline(_)) => {}
+                Some(Value::Local(at)) => {
+                    let lies = self.processes.get(&client).and_then(|process| self.hosts.get(&process.node)?.memory.get(&(at.segment, at.offset)));
+                    if lies != Some(object) {
+                        return Err(format!("P1: {} gets {object} at {at:?}, where {lies:?} lies", run.spec.id));
+                    }
+                }
+            }
+        }
+        let tag = run.tag;
+        let nested = self.random.one_in(6);
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        process.lend_arguments(&run);
+        let borrowed = run.spec.borrowed.to_vec();
+        process.take_out(&borrowed, HandleSource::Task);
+        process.doing = Doing::Running { run, children: Vec::new(), blocked: false };
+        if !nested {
+            let long = if self.random.one_in(10) { 20_000 } else { 300 };
+            self.after(1, long, Arrival::Finish { client, tag });
+            return self.flush(client);
+        }
+        let before = self.processes[&client].refs.len();
+        self.submit(client);
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        let made: Vec<ObjectId> = process.refs[before..].to_vec();
+        for child in &made {
+            process.core.want(*child, true);
+        }
+        if let Doing::Running { children, blocked, .. } = &mut process.doing {
+            (*children, *blocked) = (made.clone(), true);
+        }
+        process.core.push(ClientToNode::Blocked { tag, on: made });
+        self.flush(client)
+    }
+
+    fn task_ends(&mut self, client: ClientId, tag: u64) -> Result<(), String> {
+        let keep = self.random.one_in(20);
+        let size = self.random.between(5_000, 1 << 20);
+        let stored = self.random.one_in(4);
+        let inner = self.some_refs(client, 1);
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        let Doing::Running { run, .. } = &process.doing else { return Ok(()) };
+        if run.tag != tag {
+            return Ok(());
+        }
+        let spec = run.spec.clone();
+        let values = run.values.clone();
+        let mut results = Vec::new();
+        for index in 0..spec.template.num_returns {
+            let object = spec.id.result(index);
+            let contains = if index == 0 { inner.clone() } else { Refs::new() };
+            process.core.share(&contains);
+            let location = if stored && contains.is_empty() { process.allocator.alloc(size) } else { None };
+            let value = match location {
+                Some(location) => {
+                    process.core.note_own_range(object, location);
+                    self.sizes.insert(object, size);
+                    if let Some(host) = self.hosts.get_mut(&process.node) {
+                        host.memory.insert((location.segment, location.offset), object);
+                    }
+                    PutValue::Stored(location)
+                }
+                None => PutValue::Inline(encode(object, &contains)),
+            };
+            results.push(ExecutorResult { value, contains });
+        }
+        if stored && process.leased.is_empty() {
+            process.core.push(ClientToNode::RequestMemory { bytes: size });
+        }
+        process.core.end_task_cover();
+        process.core.push(ClientToNode::Completed(Completion { tag, result: Ok(results), micros: 100 }));
+        for (object, value) in &values {
+            if matches!(value, Value::Local(_)) {
+                process.core.drop_view(*object);
+            }
+        }
+        if !keep {
+            while !process.refs.is_empty() {
+                process.drop_ref(0);
+            }
+        }
+        process.doing = Doing::Idle;
+        self.next_task(client)?;
+        self.flush(client)
+    }
+}
+

@@ -1,0 +1,410 @@
+//! Executors: how many there are, what each has been sent, and what becomes of that when one ends.
+
+use std::collections::VecDeque;
+
+use cluster_types::client_node::RunTask;
+use cluster_types::node_head::Retry;
+use cluster_types::{ClientId, FailureKind, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, Time, Value};
+
+use crate::attempts::{PoolKey, Queue, Stage};
+use crate::event::Effect;
+use crate::node::{Node, failure};
+
+/// Slots of the page that daemon and executor share.
+const SLOTS: u32 = 64;
+/// A task that runs longer than this was not as short as its like: what was queued behind it is taken back.
+const PATIENCE: Span = Span::millis(5);
+
+/// Something sent to an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) tag: u64,
+    pub(crate) task: TaskId,
+    pub(crate) slot: u16,
+    /// `Revoke` was asked for and not answered.
+    pub(crate) revoking: bool,
+}
+
+/// A process that runs tasks, from its start on.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) pool: PoolKey,
+    /// Once it attached.
+    pub(crate) client: Option<ClientId>,
+    pub(crate) pid: u32,
+    /// The first runs, the others are queued behind it.
+    pub(crate) sent: VecDeque<Sent>,
+    slots: u64,
+    pub(crate) blocked: bool,
+    pub(crate) ending: bool,
+    /// Functions it was given.
+    functions: Set<ObjectId>,
+    /// When the running task began, or the executor became idle.
+    pub(crate) since: Time,
+}
+
+impl Executor {
+    fn take_slot(&mut self) -> Option<u16> {
+        let slot = (!self.slots).trailing_zeros();
+        (slot < SLOTS).then(|| {
+            self.slots |= 1 << slot;
+            slot as u16
+        })
+    }
+
+    fn free_slot(&mut self, slot: u16) {
+        self.slots &= !(1 << slot);
+    }
+}
+
+/// Executors that are interchangeable.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    /// The last one to become idle is used first: its caches are warm, and the others can end.
+    pub(crate) idle: Vec<u32>,
+    pub(crate) starting: u32,
+    /// Attempts with a lease that wait for an executor.
+    pub(crate) waiting: Queue,
+    /// Starts in a row that failed.
+    failed_starts: u32,
+}
+
+impl Node {
+    pub(crate) fn pool(&mut self, key: PoolKey) -> &mut Pool {
+        self.pools.entry(key).or_default()
+    }
+
+    /// Gives a ready attempt with a lease an executor, or has it wait for one.
+    pub(crate) fn dispatch(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
+        let Some(key) = self.attempts.get(&task).map(|attempt| attempt.pool) else { return };
+        self.pool(key).waiting.push_back(task);
+        self.feed(key, effects);
+    }
+
+    /// Sends waiting attempts to idle executors, and starts as many executors as are missing.
+    pub(crate) fn feed(&mut self, key: PoolKey, effects: &mut Vec<Effect>) {
+        loop {
+            let pool = self.pool(key);
+            let Some(task) = pool.waiting.front().copied() else { return };
+            let Some(executor) = pool.idle.pop() else { break };
+            pool.waiting.pop_front();
+            if !self.executors.get(&executor).is_some_and(|known| known.client.is_some() && !known.ending) {
+                self.pool(key).waiting.push_front(task);
+                continue;
+            }
+            if !self.send(task, executor, effects) {
+                self.pool(key).idle.push(executor);
+                continue;
+            }
+            if let Some(known) = self.executors.get_mut(&executor) {
+                known.since = self.now;
+            }
+            self.pipeline(executor, effects);
+        }
+        let traits = self.catalogue.traits[key.0 as usize].clone();
+        let Some(info) = self.jobs.get(&traits.job).cloned() else { return };
+        let pool = self.pool(key);
+        let missing = (pool.waiting.len() as u32).saturating_sub(pool.starting);
+        pool.starting += missing;
+        for _ in 0..missing {
+            let executor = self.next_executor;
+            self.next_executor += 1;
+            self.executors.insert(
+                executor,
+                Executor {
+                    pool: key,
+                    client: None,
+                    pid: 0,
+                    sent: VecDeque::new(),
+                    slots: 0,
+                    blocked: false,
+                    ending: false,
+                    functions: Set::default(),
+                    since: self.now,
+                },
+            );
+            effects.push(Effect::StartExecutor {
+                executor,
+                job: traits.job,
+                info: info.clone(),
+                env_vars: traits.env_vars.clone(),
+                gpus: traits.gpus.clone(),
+            });
+        }
+    }
+
+    /// Sends an attempt whose arguments are here. False: they are not, any more; it went back to wait for them.
+    fn send(&mut self, task: TaskId, executor: u32, effects: &mut Vec<Effect>) -> bool {
+        let Some(assigned) = self.attempts.get(&task) else { return false };
+        let spec = assigned.spec.clone();
+        if spec.needed().any(|object| !self.objects.get(&object).is_some_and(|known| known.is_here())) {
+            self.await_arguments(task, effects);
+            return false;
+        }
+        let Some(client) = self.executors.get(&executor).and_then(|known| known.client) else { return false };
+        let function = spec.template.function;
+        let mut values: Vec<(ObjectId, Value)> = Vec::new();
+        for object in spec.needed() {
+            let again = object == function
+                && self.executors.get_mut(&executor).is_some_and(|known| !known.functions.insert(object));
+            if again || values.iter().any(|(have, _)| *have == object) {
+                continue;
+            }
+            if let Some(value) = self.hand_out(object, client, effects) {
+                values.push((object, value));
+            }
+        }
+        self.unpin(task);
+        self.next_tag += 1;
+        let tag = self.next_tag;
+        let Some(known) = self.executors.get_mut(&executor) else { return false };
+        let Some(slot) = known.take_slot() else { return false };
+        known.sent.push_back(Sent { tag, task, slot, revoking: false });
+        let Some(assigned) = self.attempts.get_mut(&task) else { return false };
+        assigned.stage = Stage::Sent { executor, tag };
+        let gpus = assigned.lease.as_ref().map(|lease| lease.gpus.to_vec()).unwrap_or_default();
+        let run = RunTask { tag, slot, attempt: assigned.attempt, spec, values, gpus };
+        effects.push(Effect::ToClient { client, message: NodeToClient::Run(Box::new(run)) });
+        true
+    }
+
+    /// Rule S3: queues tasks that were sent ahead behind the one that runs, if their function has proved short.
+    pub(crate) fn pipeline(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get(&executor) else { return };
+        if known.blocked || known.ending {
+            return;
+        }
+        let (pool, have) = (known.pool, known.sent.len());
+        let Some(running) = known.sent.front().and_then(|sent| self.attempts.get(&sent.task)) else { return };
+        let shape = running.shape;
+        let template = running.spec.template.clone();
+        let depth = self.catalogue.depth(&template);
+        // Topped up by halves, so that messages go out in batches.
+        if have > depth / 2 {
+            return;
+        }
+        for _ in have..depth {
+            let Some(next) = self.ahead.get_mut(&shape).and_then(Queue::pop_front) else { return };
+            let fits = self.attempts.get(&next).is_some_and(|next| next.pool == pool && next.lease.is_none());
+            let short = fits
+                && self
+                    .attempts
+                    .get(&next)
+                    .map(|next| next.spec.template.clone())
+                    .is_some_and(|next| self.catalogue.depth(&next) > 1);
+            if !short {
+                self.ahead.entry(shape).or_default().push_front(next);
+                return;
+            }
+            self.send(next, executor, effects);
+        }
+    }
+
+    /// Takes back what an executor has not started.
+    pub(crate) fn revoke_queued(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        for sent in known.sent.iter_mut().skip(1).filter(|sent| !sent.revoking) {
+            sent.revoking = true;
+            effects.push(Effect::Revoke { executor, slot: sent.slot, tag: sent.tag });
+        }
+    }
+
+    /// Takes back one, wherever it was sent.
+    pub(crate) fn revoke(&mut self, executor: u32, tag: u64, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        if let Some(sent) = known.sent.iter_mut().find(|sent| sent.tag == tag && !sent.revoking) {
+            sent.revoking = true;
+            effects.push(Effect::Revoke { executor, slot: sent.slot, tag });
+        }
+    }
+
+    pub(crate) fn revoked(&mut self, executor: u32, tag: u64, won: bool, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        let Some(at) = known.sent.iter().position(|sent| sent.tag == tag) else { return };
+        if !won {
+            known.sent[at].revoking = false;
+            return;
+        }
+        let Some(sent) = known.sent.remove(at) else { return };
+        known.free_slot(sent.slot);
+        self.back_to_queue(sent.task, effects);
+    }
+
+    /// An attempt that no executor has any more and that has not started.
+    fn back_to_queue(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
+        let Some(assigned) = self.attempts.get_mut(&task) else { return };
+        assigned.stage = Stage::Ready;
+        if assigned.cancelled.is_some() {
+            self.end_cancelled(task, effects);
+        } else if assigned.lease.is_some() {
+            self.make_ready(task, effects);
+        } else if assigned.calling_back {
+            let attempt = assigned.attempt;
+            self.forget_attempt(task);
+            self.to_head(cluster_types::NodeToHead::Returned(vec![(task, attempt)]), effects);
+        } else {
+            let shape = assigned.shape;
+            self.ahead.entry(shape).or_default().push_front(task);
+            self.pin(task);
+        }
+    }
+
+    /// The executor's front task ended: forgets it, and names the executor's next, which runs now.
+    pub(crate) fn shift(&mut self, executor: u32, tag: u64) -> Option<TaskId> {
+        let known = self.executors.get_mut(&executor)?;
+        let at = known.sent.iter().position(|sent| sent.tag == tag)?;
+        let sent = known.sent.remove(at)?;
+        known.free_slot(sent.slot);
+        known.blocked = false;
+        known.since = self.now;
+        Some(sent.task)
+    }
+
+    pub(crate) fn executor_attached(
+        &mut self,
+        executor: u32,
+        client: ClientId,
+        pid: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        (known.client, known.pid, known.since) = (Some(client), pid, self.now);
+        let key = known.pool;
+        let pool = self.pool(key);
+        pool.starting = pool.starting.saturating_sub(1);
+        pool.failed_starts = 0;
+        pool.idle.push(executor);
+        self.feed(key, effects);
+    }
+
+    pub(crate) fn became_idle(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) =
+            self.executors.get(&executor).filter(|known| known.sent.is_empty() && !known.ending)
+        else {
+            return;
+        };
+        let key = known.pool;
+        self.pool(key).idle.push(executor);
+        self.feed(key, effects);
+    }
+
+    pub(crate) fn executor_exited(
+        &mut self,
+        executor: u32,
+        cause: &str,
+        unstarted: &[u64],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(gone) = self.executors.remove(&executor) else { return };
+        let key = gone.pool;
+        let pool = self.pool(key);
+        pool.idle.retain(|idle| *idle != executor);
+        if gone.client.is_none() {
+            pool.starting = pool.starting.saturating_sub(1);
+            pool.failed_starts += 1;
+            if pool.failed_starts >= 3 {
+                pool.failed_starts = 0;
+                let waiting = std::mem::take(&mut pool.waiting);
+                for task in waiting {
+                    let message = format!(
+                        "{} could not run on node {}: no executor starts there: {cause}",
+                        self.name(task),
+                        self.me()
+                    );
+                    self.end_failed(
+                        task,
+                        FailureKind::ExecutorDied,
+                        message,
+                        Retry::Infrastructure,
+                        None,
+                        effects,
+                    );
+                }
+            }
+        }
+        // What it had not claimed goes back first, so that a lease that falls free finds it.
+        let (back, lost): (Vec<Sent>, Vec<Sent>) = gone.sent.into_iter().partition(|sent| {
+            unstarted.contains(&sent.tag)
+                && self.attempts.get(&sent.task).is_none_or(|task| task.lease.is_none())
+        });
+        for sent in back.into_iter().rev() {
+            self.back_to_queue(sent.task, effects);
+        }
+        let mut lost = lost.into_iter().peekable();
+        while let Some(sent) = lost.next() {
+            if unstarted.contains(&sent.tag) {
+                // It had a lease, but the process ended before it began.
+                self.back_to_queue(sent.task, effects);
+                continue;
+            }
+            // What it claimed and did not report follows in the same lease, one after the other.
+            let heir = lost
+                .peek()
+                .map(|next| next.task)
+                .filter(|next| self.attempts.get(next).is_some_and(|next| next.lease.is_none()));
+            let reason = self.attempts.get(&sent.task).and_then(|task| task.cancelled.clone());
+            let (kind, message, retry) = match reason {
+                Some(reason) => (
+                    FailureKind::Cancelled,
+                    format!("{} was cancelled: {reason}", self.name(sent.task)),
+                    Retry::No,
+                ),
+                None => {
+                    let message = format!(
+                        "{} lost its executor (pid {}) on node {}: {cause}",
+                        self.name(sent.task),
+                        gone.pid,
+                        self.me()
+                    );
+                    (FailureKind::ExecutorDied, message, Retry::Infrastructure)
+                }
+            };
+            let outcome = Outcome::Failed(failure(kind, message, Some(sent.task)));
+            self.end_attempt(sent.task, gone.client, outcome, retry, 0, heir, effects);
+        }
+        self.feed(key, effects);
+    }
+
+    /// Ends executors that are idle for long, and takes back what waits behind tasks that turned out long.
+    pub(crate) fn look_at_executors(&mut self, effects: &mut Vec<Effect>) {
+        let mut stuck = Vec::new();
+        let mut idle_long = Vec::new();
+        for (id, executor) in &self.executors {
+            let age = self.now.since(executor.since);
+            if executor.sent.len() > 1 && age > PATIENCE {
+                stuck.push(*id);
+            }
+            if executor.sent.is_empty()
+                && executor.client.is_some()
+                && !executor.ending
+                && age > self.config.idle_timeout
+            {
+                idle_long.push(*id);
+            }
+        }
+        stuck.sort_unstable();
+        idle_long.sort_unstable();
+        for executor in stuck {
+            self.revoke_queued(executor, effects);
+        }
+        for executor in idle_long {
+            let Some(key) = self.executors.get(&executor).map(|known| known.pool) else { continue };
+            if self.pool(key).idle.len() as u32 > self.config.idle_executors {
+                self.end_executor(executor, effects);
+            }
+        }
+    }
+
+    pub(crate) fn end_executor(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        if std::mem::replace(&mut known.ending, true) {
+            return;
+        }
+        let (key, client) = (known.pool, known.client);
+        self.pool(key).idle.retain(|idle| *idle != executor);
+        if let Some(client) = client {
+            effects.push(Effect::ToClient { client, message: NodeToClient::Exit });
+        }
+        effects.push(Effect::EndExecutor { executor, force: false });
+    }
+}

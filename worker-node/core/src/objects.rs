@@ -1,0 +1,131 @@
+//! The index of objects on this node: where each one's bytes are, who looks at them, who waits for them.
+//!
+//! Rule P1: a range may be used again only when nobody can reach the object (the head said `Free`, or its maker dropped
+//! a put that never escaped) *and* every client that was told the location has released it as often as it was told.
+
+use bytes::Bytes;
+use cluster_types::{ClientId, Location, ObjectId, Refs, TaskId};
+use smallvec::SmallVec;
+
+/// Who may write where an object lies, and so gets the range back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// A client attached here.
+    Client(ClientId),
+    /// The daemon.
+    Own,
+    /// A client that is gone.
+    Orphan,
+}
+
+/// Bytes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) location: Location,
+    pub(crate) writer: Writer,
+}
+
+/// What is being done to bring an object here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetch {
+    /// Nothing.
+    Idle,
+    /// The head was asked where it is.
+    Locating,
+    /// Waits for memory, or is being copied from another node or a remote client.
+    Pulling,
+    /// Waits for memory, or is being read from disk.
+    Restoring,
+}
+
+/// An object with a copy here, or one that somebody here waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) size: u64,
+    pub(crate) inline: Option<Bytes>,
+    pub(crate) memory: Option<Memory>,
+    pub(crate) disk: bool,
+    pub(crate) fetch: Fetch,
+    /// `Spill` was asked for and not answered.
+    pub(crate) spilling: bool,
+    /// `Evict` was asked for and not answered.
+    pub(crate) evicting: bool,
+    /// The head knows it.
+    pub(crate) escaped: bool,
+    /// Nobody can reach it: it goes when the last viewer does.
+    pub(crate) freed: bool,
+    /// Refs inside a put that has not escaped.
+    pub(crate) contains: Refs,
+    /// How often each client was told the location and has not released it.
+    pub(crate) viewers: SmallVec<[(ClientId, u32); 2]>,
+    /// Attempts here that are about to use it: not to be spilled (rule P5).
+    pub(crate) pins: u32,
+    pub(crate) waiting_clients: SmallVec<[ClientId; 1]>,
+    pub(crate) waiting_tasks: SmallVec<[TaskId; 1]>,
+    /// Grows with each use.
+    pub(crate) used: u64,
+}
+
+impl Default for Object {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            inline: None,
+            memory: None,
+            disk: false,
+            fetch: Fetch::Idle,
+            spilling: false,
+            evicting: false,
+            escaped: true,
+            freed: false,
+            contains: Refs::new(),
+            viewers: SmallVec::new(),
+            pins: 0,
+            waiting_clients: SmallVec::new(),
+            waiting_tasks: SmallVec::new(),
+            used: 0,
+        }
+    }
+}
+
+impl Object {
+    /// Whether it can be handed out now.
+    pub(crate) fn is_here(&self) -> bool {
+        self.inline.is_some() || self.memory.is_some()
+    }
+
+    pub(crate) fn has_copy(&self) -> bool {
+        self.is_here() || self.disk
+    }
+
+    pub(crate) fn told(&mut self, client: ClientId) {
+        match self.viewers.iter_mut().find(|(viewer, _)| *viewer == client) {
+            Some((_, times)) => *times += 1,
+            None => self.viewers.push((client, 1)),
+        }
+    }
+
+    /// True if the client views it no more.
+    pub(crate) fn released(&mut self, client: ClientId) -> bool {
+        let Some(at) = self.viewers.iter().position(|(viewer, _)| *viewer == client) else { return false };
+        self.viewers[at].1 -= 1;
+        let over = self.viewers[at].1 == 0;
+        if over {
+            self.viewers.swap_remove(at);
+        }
+        over
+    }
+
+    /// Whether something still reads or writes its memory.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.viewers.is_empty() || self.spilling || matches!(self.fetch, Fetch::Pulling | Fetch::Restoring)
+    }
+
+    /// Whether its memory could be given up in favour of a copy on disk.
+    pub(crate) fn can_spill(&self) -> bool {
+        self.memory.is_some() && !self.is_busy() && !self.evicting && !self.freed && self.pins == 0
+    }
+}
+
+/// Everything this node knows of objects.
+pub(crate) type Objects = cluster_types::Map<ObjectId, Object>;

@@ -1,0 +1,356 @@
+//! Values on this node: made here, asked for, brought here, handed out, given up (rule P1).
+
+use cluster_types::client_node::PutValue;
+use cluster_types::{
+    ClientId, FailureKind, INLINE_MAX, Location, NodeToClient, NodeToHead, ObjectId, Refs, TaskId, Value,
+};
+
+use crate::event::{Effect, ServeFrom};
+use crate::located::Known;
+use crate::node::{Node, failure};
+use crate::objects::{Fetch, Memory, Object, Writer};
+
+impl Node {
+    /// A client completed a value of its own. Nobody else knows it before `escape`.
+    pub(crate) fn put(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        value: PutValue,
+        contains: Refs,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.objects.get(&object).is_some_and(Object::has_copy) {
+            return; // Said twice.
+        }
+        let use_number = self.next_use();
+        let known = self.objects.entry(object).or_default();
+        known.escaped = false;
+        known.contains = contains;
+        known.used = use_number;
+        match value {
+            PutValue::Stored(location) => {
+                known.size = location.len;
+                known.memory = Some(Memory { location, writer: Writer::Client(client) });
+                self.memory.holds(location.segment, 1);
+            }
+            PutValue::Inline(bytes) if bytes.len() <= INLINE_MAX => {
+                known.size = bytes.len() as u64;
+                known.inline = Some(bytes);
+            }
+            PutValue::Inline(bytes) => {
+                // From a client without shared memory. The bytes serve as they are until they lie in the store.
+                known.size = bytes.len() as u64;
+                known.inline = Some(bytes.clone());
+                known.fetch = Fetch::Pulling;
+                self.memory.own += bytes.len() as u64;
+                effects.push(Effect::StoreBytes { object, bytes });
+            }
+        }
+        self.came(object, effects);
+    }
+
+    /// The head is told of an object, because a message that names it follows.
+    pub(crate) fn escape(&mut self, client: ClientId, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) =
+            self.objects.get_mut(&object).filter(|known| !known.escaped && object.client == client)
+        else {
+            return;
+        };
+        known.escaped = true;
+        let (size, contains) = (known.size, std::mem::take(&mut known.contains));
+        let inline = known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX);
+        self.serve(object, effects);
+        self.to_head(NodeToHead::Escaped { object, size, inline, contains }, effects);
+    }
+
+    /// An executor returned a value: this node is its home (rule R4).
+    pub(crate) fn keep_result(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        value: PutValue,
+        effects: &mut Vec<Effect>,
+    ) {
+        let use_number = self.next_use();
+        let known = self.objects.entry(object).or_default();
+        if known.has_copy() {
+            return;
+        }
+        known.used = use_number;
+        match value {
+            PutValue::Stored(location) => {
+                known.size = location.len;
+                known.memory = Some(Memory { location, writer: Writer::Client(client) });
+                self.memory.holds(location.segment, 1);
+            }
+            PutValue::Inline(bytes) => {
+                known.size = bytes.len() as u64;
+                known.inline = Some(bytes);
+            }
+        }
+        // Small values travel in messages; other nodes come for them only once the head's cache let them go.
+        if self.objects.get(&object).is_some_and(|known| known.memory.is_some()) {
+            self.serve(object, effects);
+        }
+        self.came(object, effects);
+    }
+
+    fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+
+    /// Other nodes may have it, from where it is now.
+    pub(crate) fn serve(&self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get(&object) else { return };
+        let source = match (&known.inline, known.memory, known.disk) {
+            (_, Some(memory), _) => ServeFrom::Memory(memory.location),
+            (Some(bytes), None, _) => ServeFrom::Inline(bytes.clone()),
+            (None, None, true) => ServeFrom::Disk,
+            (None, None, false) => return,
+        };
+        effects.push(Effect::Serve { object, source });
+    }
+
+    // ---- asking ----
+
+    /// A client needs a value.
+    pub(crate) fn get(&mut self, client: ClientId, object: ObjectId, effects: &mut Vec<Effect>) {
+        if self.objects.get(&object).is_some_and(Object::is_here) {
+            self.give(object, client, effects);
+            return;
+        }
+        let known = self.objects.entry(object).or_default();
+        if !known.waiting_clients.contains(&client) {
+            known.waiting_clients.push(client);
+        }
+        self.fetch(object, effects);
+    }
+
+    fn give(&mut self, object: ObjectId, client: ClientId, effects: &mut Vec<Effect>) {
+        let stored = self.objects.get(&object).is_some_and(|known| known.inline.is_none());
+        let shares = self.clients.get(&client).is_some_and(|known| known.shares_memory);
+        if stored && !shares {
+            self.serve(object, effects);
+            effects.push(Effect::SendBytes { client, object });
+            return;
+        }
+        if let Some(value) = self.hand_out(object, client, effects) {
+            self.to_client(client, NodeToClient::Ready { object, value }, effects);
+        }
+    }
+
+    /// The value, for a message to a client. A location counts as told until the client releases it.
+    pub(crate) fn hand_out(
+        &mut self,
+        object: ObjectId,
+        client: ClientId,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Value> {
+        let use_number = self.next_use();
+        let known = self.objects.get_mut(&object)?;
+        known.used = use_number;
+        if let Some(bytes) = &known.inline {
+            return Some(Value::Inline(bytes.clone()));
+        }
+        let Memory { location, writer } = known.memory?;
+        let who = self.clients.get_mut(&client)?;
+        known.told(client);
+        who.views.insert(object);
+        if writer != Writer::Client(client) && who.segments.insert(location.segment) {
+            let len = self.memory.len_of(location.segment);
+            effects.push(Effect::ToClient {
+                client,
+                message: NodeToClient::Segment { segment: location.segment, len, writable: false },
+            });
+        }
+        Some(Value::Local(location))
+    }
+
+    /// Starts to bring an object here, unless that is under way.
+    pub(crate) fn fetch(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) =
+            self.objects.get_mut(&object).filter(|known| !known.is_here() && known.fetch == Fetch::Idle)
+        else {
+            return;
+        };
+        if known.disk {
+            known.fetch = Fetch::Restoring;
+            let size = known.size;
+            self.memory.wants.push_back(Known::Restore { object, size });
+            self.make_room(effects);
+            return;
+        }
+        known.fetch = Fetch::Locating;
+        self.to_head(NodeToHead::Locate(object), effects);
+    }
+
+    /// The object can be read: whoever waited goes on.
+    pub(crate) fn came(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        let clients = std::mem::take(&mut known.waiting_clients);
+        let tasks = std::mem::take(&mut known.waiting_tasks);
+        for client in clients {
+            self.give(object, client, effects);
+        }
+        for task in tasks {
+            self.await_arguments(task, effects);
+        }
+    }
+
+    /// There will be no value: whoever waited is told.
+    pub(crate) fn will_not_come(
+        &mut self,
+        object: ObjectId,
+        failure: &cluster_types::Failure,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        known.fetch = Fetch::Idle;
+        let clients = std::mem::take(&mut known.waiting_clients);
+        let tasks: Vec<TaskId> = std::mem::take(&mut known.waiting_tasks).into_vec();
+        for client in clients {
+            let message = NodeToClient::Ready { object, value: Value::Failed(failure.clone()) };
+            self.to_client(client, message, effects);
+        }
+        self.fail_waiting_tasks(tasks, failure, effects);
+        self.forget_if_empty(object);
+    }
+
+    fn forget_if_empty(&mut self, object: ObjectId) {
+        let empty = self.objects.get(&object).is_some_and(|known| {
+            !known.has_copy()
+                && known.fetch == Fetch::Idle
+                && known.waiting_clients.is_empty()
+                && known.waiting_tasks.is_empty()
+        });
+        if empty {
+            self.objects.remove(&object);
+        }
+    }
+
+    // ---- giving up (rule P1) ----
+
+    pub(crate) fn release(&mut self, client: ClientId, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        if known.released(client) {
+            if let Some(who) = self.clients.get_mut(&client) {
+                who.views.remove(&object);
+            }
+            self.maybe_free(object, effects);
+        }
+    }
+
+    pub(crate) fn head_freed(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        known.freed = true;
+        if !known.waiting_clients.is_empty() || !known.waiting_tasks.is_empty() {
+            let message = format!("object {object} was freed: nobody held a reference to it any more");
+            self.will_not_come(object, &failure(FailureKind::ObjectFreed, message, None), effects);
+        }
+        self.maybe_free(object, effects);
+    }
+
+    /// A put that never escaped was dropped by its maker, which uses the range again already.
+    pub(crate) fn dropped_unescaped(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        if let Some(Memory { writer: Writer::Client(_), location }) = known.memory {
+            known.memory = None;
+            known.inline = None;
+            self.memory.holds(location.segment, -1);
+        }
+        known.freed = true;
+        self.maybe_free(object, effects);
+    }
+
+    pub(crate) fn forget_unescaped_of(&mut self, client: ClientId, effects: &mut Vec<Effect>) {
+        let mut own: Vec<ObjectId> = self
+            .objects
+            .iter()
+            .filter(|(id, known)| id.client == client && id.is_put() && !known.escaped)
+            .map(|(id, _)| *id)
+            .collect();
+        own.sort_unstable();
+        for object in own {
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.freed = true;
+            }
+            self.maybe_free(object, effects);
+        }
+    }
+
+    /// Gives the object's memory back if nobody can reach it and nobody sees it.
+    pub(crate) fn maybe_free(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        if !self.objects.get(&object).is_some_and(|known| known.freed && !known.is_busy()) {
+            return;
+        }
+        let Some(gone) = self.objects.remove(&object) else { return };
+        if gone.escaped
+            && (gone.memory.is_some() || gone.disk || gone.inline.is_some())
+            && !(gone.memory.is_none() && !gone.disk && object.task().is_some())
+        {
+            effects.push(Effect::StopServing { object });
+        }
+        if gone.disk {
+            self.memory.spilled = self.memory.spilled.saturating_sub(gone.size);
+            effects.push(Effect::DeleteSpilled { object });
+        }
+        if let Some(memory) = gone.memory {
+            self.give_back(memory, effects);
+        }
+        self.make_room(effects);
+    }
+
+    /// A range is free again: for its writer, for the daemon, or for the system.
+    pub(crate) fn give_back(&mut self, memory: Memory, effects: &mut Vec<Effect>) {
+        let Memory { location, writer } = memory;
+        match writer {
+            Writer::Client(client) => {
+                self.memory.holds(location.segment, -1);
+                self.to_client(client, NodeToClient::RangesFreed(vec![location]), effects);
+            }
+            Writer::Own => {
+                self.memory.own = self.memory.own.saturating_sub(location.len);
+                effects.push(Effect::FreeOwn(location));
+            }
+            Writer::Orphan => {
+                effects.push(Effect::PunchHole(location));
+                if self.memory.holds(location.segment, -1) == 0 {
+                    self.drop_segment(location.segment, effects);
+                }
+            }
+        }
+    }
+
+    // ---- for a new head ----
+
+    /// Tells a head that came anew what lies here.
+    pub(crate) fn report_objects(&self, effects: &mut Vec<Effect>) {
+        let mut objects: Vec<ObjectId> = self
+            .objects
+            .iter()
+            .filter(|(_, known)| known.escaped && !known.freed && known.has_copy())
+            .map(|(id, _)| *id)
+            .collect();
+        objects.sort_unstable();
+        for object in objects {
+            let known = &self.objects[&object];
+            let message = match object.is_put() && self.clients.contains_key(&object.client) {
+                true => NodeToHead::Escaped {
+                    object,
+                    size: known.size,
+                    inline: known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX),
+                    contains: known.contains.clone(),
+                },
+                false => NodeToHead::CopyAdded(object),
+            };
+            effects.push(Effect::ToHead(message));
+        }
+    }
+}
+
+/// What a pull leaves behind.
+pub(crate) fn own(location: Location) -> Memory {
+    Memory { location, writer: Writer::Own }
+}
