@@ -173,6 +173,7 @@ impl Node {
             store_capacity: machine.store_capacity,
             idle_executors: IDLE_EXECUTORS,
             idle_timeout: IDLE_TIMEOUT,
+            head_may_restart: true,
         }
     }
 
