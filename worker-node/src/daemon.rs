@@ -55,7 +55,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
             node_id: node.id,
-            node: Box::new(worker_core::Node::new(node.config(&machine))),
+            node: Box::new(worker_core::Node::new(node.config(&machine, true))),
             token: config.token.clone(),
             machine: Rc::new(machine),
             store,
@@ -105,7 +105,7 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         let supervisor = node.supervisor.clone();
         let handle = Handle::new(Parts {
             node_id: node.id,
-            node: Box::new(worker_core::Node::new(node.config(&machine))),
+            node: Box::new(worker_core::Node::new(node.config(&machine, false))),
             token,
             machine: Rc::new(machine),
             store,
@@ -164,7 +164,7 @@ impl Node {
         }
     }
 
-    fn config(&self, machine: &Machine) -> NodeConfig {
+    fn config(&self, machine: &Machine, head_may_restart: bool) -> NodeConfig {
         NodeConfig {
             node: self.id,
             hostname: machine.hostname.clone(),
@@ -173,7 +173,7 @@ impl Node {
             store_capacity: machine.store_capacity,
             idle_executors: IDLE_EXECUTORS,
             idle_timeout: IDLE_TIMEOUT,
-            head_may_restart: true,
+            head_may_restart,
         }
     }
 

@@ -56,6 +56,22 @@ impl NodeCore for Scripted {
     }
 }
 
+/// The real core; with CLUSTER_TEST_TRACE set, everything in and out of it is printed.
+struct Traced(worker_core::Node);
+
+impl NodeCore for Traced {
+    fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
+        let trace = std::env::var_os("CLUSTER_TEST_TRACE").is_some() && !matches!(event, Event::Tick);
+        if trace {
+            eprintln!("{:?} -> {event:?}", now.0);
+        }
+        self.0.step(now, event, effects);
+        if trace {
+            effects.iter().for_each(|effect| eprintln!("{:?}    {effect:?}", now.0));
+        }
+    }
+}
+
 fn welcome() -> NodeToClient {
     NodeToClient::Welcome(Welcome {
         node: NodeId(1),
@@ -93,10 +109,11 @@ impl Running {
                 store_capacity: 256 << 20,
                 idle_executors: 2,
                 idle_timeout: cluster_types::Span::secs(60),
+                head_may_restart: false,
             };
             let head = head_core::Head::new(head_core::HeadConfig { closed: true, ..Default::default() });
             let head = HeadSide::Embedded { head: Box::new(head), incarnation: Default::default() };
-            (Box::new(worker_core::Node::new(config)), head)
+            (Box::new(Traced(worker_core::Node::new(config))), head)
         })
     }
 
