@@ -1,5 +1,7 @@
 //! A driver against a daemon in a thread, over a real socket with real segments.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::os::fd::AsFd;

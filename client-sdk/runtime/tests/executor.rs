@@ -1,5 +1,7 @@
 //! An executor against a daemon in a thread, with a real shared page.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::sync::Arc;

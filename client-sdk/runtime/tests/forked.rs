@@ -1,5 +1,7 @@
 //! In a forked child the client is dead (rule P6). One test in a process of its own: what it calls holds for all.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::time::Duration;
