@@ -130,6 +130,7 @@ impl Head {
             }
             TaskState::Leased { node, lease, blocked, .. } => {
                 let Some(state) = self.nodes.get_mut(node) else { return Some(lease) };
+                let was_over = !state.ledger.over().is_zero();
                 state.ledger.give(&spec.template.resources, &lease, blocked);
                 state.attempts.remove(&ix);
                 state.running -= 1;
@@ -140,6 +141,11 @@ impl Head {
                     }
                 } else {
                     state.shape_mut(shape_ix).awake -= 1;
+                }
+                if was_over && state.ledger.over().is_zero() {
+                    self.reopen_room(node);
+                } else if let Some(shape) = self.shapes.get_mut(shape_ix) {
+                    shape.room.insert(node);
                 }
                 Some(lease)
             }

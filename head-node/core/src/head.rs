@@ -96,7 +96,7 @@ impl Head {
             // FENCE-1: what an old incarnation says changes nothing.
             Event::FromNode { node, incarnation, message } => {
                 if let Some(ix) = self.nodes.current(node, incarnation) {
-                    self.from_node(ix, message);
+                    self.take_message(ix, message);
                 }
             }
             Event::Query { number, query } => {
@@ -116,7 +116,7 @@ impl Head {
         more
     }
 
-    fn from_node(&mut self, ix: NodeIx, message: NodeToHead) {
+    fn take_message(&mut self, ix: NodeIx, message: NodeToHead) {
         if let Some(node) = self.nodes.get_mut(ix) {
             node.last_heard = self.now;
         }

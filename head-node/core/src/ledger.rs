@@ -64,9 +64,7 @@ impl Ledger {
 
     /// Whether the request fits what is free now.
     pub fn fits(&self, request: &Resources) -> bool {
-        self.free_cpu() >= request.cpu
-            && self.fits_beside_cpu(request)
-            && self.find_gpus(request.gpu).is_some()
+        self.free_cpu() >= request.cpu && self.fits_beside_cpu(request) && self.has_gpus(request.gpu)
     }
 
     /// Whether the request fits an empty node like this one.
@@ -207,6 +205,14 @@ impl Ledger {
 
     fn custom_at(&self, name: &str) -> Option<usize> {
         self.total.custom.binary_search_by(|(have, _)| have.as_ref().cmp(name)).ok()
+    }
+
+    fn has_gpus(&self, asked: Amount) -> bool {
+        if asked <= Amount::ONE {
+            return asked.is_zero() || self.gpus.iter().any(|free| *free >= asked);
+        }
+        let whole = self.gpus.iter().filter(|free| **free == Amount::ONE).count();
+        asked.0 % Amount::PER_UNIT == 0 && whole as i64 >= asked.0 / Amount::PER_UNIT
     }
 
     /// A fraction names the one index that it fills best; above 1, whole free indices.

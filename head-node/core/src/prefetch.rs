@@ -1,8 +1,6 @@
 //! Sending ahead (rule S2): a node has a few attempts more than it can run, so that a free executor never waits for
 //! the head. They hold no lease; they start by inheriting one, or by a grant.
 
-use std::cmp::Reverse;
-
 use cluster_types::{HeadToNode, Span};
 
 use crate::head::Head;
@@ -17,6 +15,9 @@ const AHEAD_MICROS: f32 = 7_500.0;
 const SOON_MICROS: f32 = 5_000.0;
 /// What was sent ahead longer ago than this and has not started is called back whatever the averages say.
 const STALE: Span = Span::millis(50);
+/// How often a shape looks for something to call back, and at how many nodes.
+const CALL_BACK_PAUSE: Span = Span::millis(1);
+const HOLDERS_ASKED: usize = 32;
 /// Attempts called back in one go.
 const MOST_CALLED_BACK: usize = 64;
 
@@ -141,19 +142,22 @@ impl Head {
             state.shapes.iter().filter(|(_, here)| !here.prefetched.is_empty()).map(|(ix, _)| *ix).collect();
         shapes.sort_unstable();
         for shape in shapes {
-            loop {
-                let Some(here) = self.nodes.get(node).and_then(|node| node.shapes.get(&shape)) else { break };
-                let next = here.prefetched.iter().copied().find(|ix| {
-                    self.tasks.get(*ix).is_some_and(|task| {
-                        matches!(task.state, TaskState::Prefetched { called_back: false, .. })
-                            && !task.cancelled
-                    })
-                });
-                if !next.is_some_and(|ix| self.grant(ix, false)) {
+            while let Some(next) = self.first_ahead(node, shape) {
+                if !self.grant(next, false) {
                     break;
                 }
             }
         }
+    }
+
+    /// The first attempt of the shape that waits there and was not called back.
+    fn first_ahead(&self, node: NodeIx, shape: ShapeIx) -> Option<TaskIx> {
+        let here = self.nodes.get(node)?.shapes.get(&shape)?;
+        here.prefetched.iter().copied().find(|ix| {
+            self.tasks.get(*ix).is_some_and(|task| {
+                matches!(task.state, TaskState::Prefetched { called_back: false, .. }) && !task.cancelled
+            })
+        })
     }
 
     /// Gives an attempt that was sent ahead a lease of its own, if its node has room.
@@ -181,19 +185,20 @@ impl Head {
 
     /// Nothing of the shape is queued: if a node could start one now, others give back what they will not start soon.
     pub(crate) fn call_back(&mut self, ix: ShapeIx) {
-        let Some(shape) = self.shapes.get(ix) else { return };
-        if shape.prefetched == shape.called_back {
+        let now = self.now;
+        let Some(shape) = self.shapes.get_mut(ix) else { return };
+        if shape.prefetched == shape.called_back || now < shape.next_call_back {
             return;
         }
+        shape.next_call_back = now + CALL_BACK_PAUSE;
         let Some(idle) = self.choose(ix, None, false) else { return };
         let (Some(shape), Some(node)) = (self.shapes.get(ix), self.nodes.get(idle)) else { return };
         let places = node.ledger.times_cpu_fits(&shape.resources).min(MOST_CALLED_BACK);
         let mut places = places.saturating_sub(shape.called_back);
-        let mut holders: Vec<NodeIx> = shape.holding.iter().filter(|node| *node != idle).collect();
-        holders.sort_unstable_by_key(|node| {
-            let here = self.nodes.get(*node).and_then(|node| node.shapes.get(&ix));
-            (Reverse(here.map_or(0, |here| here.prefetched.len())), *node)
-        });
+        let holders: Vec<NodeIx> = (0..shape.holding.len().min(HOLDERS_ASKED))
+            .filter_map(|ahead| shape.holding.ahead(ahead))
+            .filter(|node| *node != idle)
+            .collect();
         for node in holders {
             if places == 0 {
                 break;
@@ -201,6 +206,9 @@ impl Head {
             let chosen = self.not_starting_soon(ix, node, places);
             places -= chosen.len();
             self.call_back_from(node, &chosen);
+        }
+        if let Some(shape) = self.shapes.get_mut(ix) {
+            shape.holding.skip(HOLDERS_ASKED);
         }
     }
 

@@ -15,10 +15,15 @@ impl Head {
         let TaskState::Leased { blocked, .. } = &mut task.state else { return };
         if !*blocked {
             *blocked = true;
+            let mut was_over = false;
             if let Some(state) = self.nodes.get_mut(node) {
+                was_over = !state.ledger.over().is_zero();
                 state.ledger.block(cpu);
                 state.blocked += 1;
                 state.shape_mut(shape).awake -= 1;
+            }
+            if was_over {
+                self.reopen_room(node);
             }
             self.note_crowding(node);
             self.nodes.mark_dirty(node);

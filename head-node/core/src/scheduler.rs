@@ -88,76 +88,103 @@ fn is_crowded(node: &Node, resources: &Resources, now: Time) -> bool {
 impl Head {
     /// Sends tasks where they can run. True: the slice was used up and there may be more (rule S6).
     pub(crate) fn plan(&mut self) -> bool {
-        self.offer_dirty_nodes();
+        let mut placed = self.plan_dirty_nodes();
         if !self.shapes.promoted.is_empty() {
             for ix in std::mem::take(&mut self.shapes.promoted) {
-                self.plan_shape(ix, SLICE, true);
+                placed += self.plan_shape(ix, SLICE, true);
             }
         }
-        let mut budget = SLICE;
-        while budget > 0 {
+        while placed < SLICE {
             let Some(ix) = self.shapes.ready.pop_front() else { break };
             if let Some(shape) = self.shapes.get_mut(ix) {
                 shape.ready = false;
             }
-            let turn = TURN.min(budget);
-            let placed = self.plan_shape(ix, turn, false);
-            budget -= placed;
-            if placed == turn {
+            let turn = TURN.min(SLICE - placed);
+            let here = self.plan_shape(ix, turn, false);
+            placed += here;
+            if here == turn {
                 self.shapes.make_ready(ix);
             }
         }
         self.fail_failing();
-        !self.shapes.ready.is_empty() || !self.nodes.dirty.is_empty()
+        !self.shapes.ready.is_empty() || !self.shapes.promoted.is_empty() || !self.nodes.dirty.is_empty()
     }
 
-    /// Nodes whose books changed give leases to what waits on them, and are candidates again.
-    fn offer_dirty_nodes(&mut self) {
-        for node in std::mem::take(&mut self.nodes.dirty) {
+    /// Nodes whose books changed give leases to what waits on them, then start what is queued, promoted tasks first and
+    /// each shape in turn; and they are candidates again for what comes later.
+    fn plan_dirty_nodes(&mut self) -> usize {
+        let mut placed = 0;
+        while placed < SLICE {
+            let Some(node) = self.nodes.dirty.pop() else { break };
             let Some(state) = self.nodes.get_mut(node) else { continue };
             state.dirty = false;
             if !state.wanting.is_empty() || state.prefetched > 0 {
                 self.grant_waiting(node);
             }
-            self.offer(node);
+            let count = self.shapes.alive().len();
+            for at in 0..count {
+                let ix = self.shapes.alive()[at];
+                if self.shapes.get(ix).is_some_and(|shape| shape.promoted.live > 0) && self.offer_to(node, ix)
+                {
+                    placed += self.plan_shape(ix, TURN, true);
+                }
+            }
+            let rotation = self.shapes.rotation();
+            for at in 0..count {
+                let ix = self.shapes.alive()[(at + rotation) % count];
+                if self.offer_to(node, ix)
+                    && self.shapes.get(ix).is_some_and(|shape| shape.queued() > 0 || shape.prefetched > 0)
+                {
+                    placed += self.plan_shape(ix, TURN, false);
+                }
+            }
         }
+        placed
     }
 
-    /// The node is a candidate for every shape that it has room for.
-    fn offer(&mut self, node: NodeIx) {
-        let rotation = self.shapes.rotation();
-        let count = self.shapes.alive().len();
-        for at in 0..count {
-            let ix = self.shapes.alive()[(at + rotation) % count];
-            self.offer_to(node, ix);
+    /// The node is a candidate for the shape if it has room for it.
+    fn offer_to(&mut self, node: NodeIx, ix: ShapeIx) -> bool {
+        let (Some(state), Some(shape)) = (self.nodes.get(node), self.shapes.get_mut(ix)) else {
+            return false;
+        };
+        if !state.ledger.fits(&shape.resources) {
+            return false;
         }
-    }
-
-    fn offer_to(&mut self, node: NodeIx, ix: ShapeIx) {
-        let target_is_alive = self.target_is_alive(ix);
-        let (Some(state), Some(shape)) = (self.nodes.get(node), self.shapes.get_mut(ix)) else { return };
-        if !shape.may_run_on(state.id, target_is_alive) {
-            return;
+        if matches!(shape.strategy, Strategy::Node { .. }) {
+            let target_is_alive = self.target_is_alive(ix);
+            let (Some(state), Some(shape)) = (self.nodes.get(node), self.shapes.get(ix)) else {
+                return false;
+            };
+            if !shape.may_run_on(state.id, target_is_alive) {
+                return false;
+            }
         }
-        let mut offered = false;
-        if state.ledger.fits(&shape.resources) {
-            shape.candidates.insert(node);
-            shape.promoted_candidates.insert(node);
-            offered = true;
-        }
-        if state.running > 0 && state.shapes.get(&ix).is_some_and(|here| here.awake > 0) {
-            shape.room.insert(node);
-            offered = true;
-        }
-        if offered && (shape.queued() > 0 || shape.prefetched > 0) {
-            self.shapes.make_ready(ix);
-        }
+        let Some(shape) = self.shapes.get_mut(ix) else { return false };
+        shape.candidates.insert(node);
+        shape.promoted_candidates.insert(node);
+        true
     }
 
     pub(crate) fn offer_all_nodes(&mut self, ix: ShapeIx) {
         for at in 0..self.nodes.alive().len() {
             let node = self.nodes.alive()[at];
             self.offer_to(node, ix);
+        }
+        self.shapes.make_ready(ix);
+    }
+
+    /// The node may take attempts ahead again of what runs there.
+    pub(crate) fn reopen_room(&mut self, node: NodeIx) {
+        let Some(state) = self.nodes.get(node) else { return };
+        for (ix, here) in &state.shapes {
+            if here.awake > 0
+                && let Some(shape) = self.shapes.get_mut(*ix)
+            {
+                shape.room.insert(node);
+                if shape.queued() > 0 {
+                    self.shapes.make_ready(*ix);
+                }
+            }
         }
     }
 
@@ -240,12 +267,12 @@ impl Head {
     pub(crate) fn choose(&mut self, ix: ShapeIx, heavy: Option<NodeIx>, promoted: bool) -> Option<NodeIx> {
         let now = self.now;
         let shape = self.shapes.get(ix)?;
-        if let Strategy::Node { id, soft } = shape.strategy {
-            if !soft || self.target_is_alive(ix) {
-                let target = self.nodes.find(id)?;
-                let node = self.nodes.get(target)?;
-                return can_start(node, &self.shapes, ix, &shape.resources, promoted, now).then_some(target);
-            }
+        if let Strategy::Node { id, soft } = shape.strategy
+            && (!soft || self.target_is_alive(ix))
+        {
+            let target = self.nodes.find(id)?;
+            let node = self.nodes.get(target)?;
+            return can_start(node, &self.shapes, ix, &shape.resources, promoted, now).then_some(target);
         }
         let fits = |node: NodeIx, shape: &Shape| {
             self.nodes
@@ -379,6 +406,7 @@ impl Head {
             shape.reservation = None;
         }
         self.nodes.mark_dirty(node);
+        self.reopen_room(node);
     }
 
     /// At every tick: a shape that starves gets a node kept free; reservations that are not needed end; crowded nodes

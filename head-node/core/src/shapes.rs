@@ -30,10 +30,6 @@ impl NodeSet {
         self.nodes.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = NodeIx> + '_ {
-        self.nodes.iter().copied()
-    }
-
     pub fn contains(&self, node: NodeIx) -> bool {
         self.places.get(node.at()).is_some_and(|place| *place > 0)
     }
@@ -75,6 +71,10 @@ impl NodeSet {
             return None;
         }
         self.nodes.get((self.cursor + ahead) % self.nodes.len()).copied()
+    }
+
+    pub fn skip(&mut self, places: usize) {
+        self.cursor = (self.cursor + places) % self.nodes.len().max(1);
     }
 
     pub fn advance(&mut self) {
@@ -143,6 +143,8 @@ pub(crate) struct Shape {
     /// Attempts sent ahead, and how many of them were called back and not answered for.
     pub prefetched: usize,
     pub called_back: usize,
+    /// Not before this is anything called back again.
+    pub next_call_back: Time,
     /// Live nodes whose total fits.
     pub feasible: usize,
     /// The node being filled.
@@ -231,6 +233,7 @@ impl Shapes {
             holding: NodeSet::default(),
             prefetched: 0,
             called_back: 0,
+            next_call_back: now,
             feasible: 0,
             pack: None,
             served: now,

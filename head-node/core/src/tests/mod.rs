@@ -1,5 +1,6 @@
 //! Tests of the head: event tables in a small language, and random histories.
 
+mod liveness;
 mod random;
 mod scene;
 mod sequences;
