@@ -1,7 +1,7 @@
 """The native module: `client-runtime` for Python. Private; `concurrent_ml` is the face of it."""
 
 import concurrent.futures
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
@@ -42,6 +42,7 @@ class Client:
         self, refs: Sequence[ObjectRef[T]], num_returns: int, timeout: float | None, fetch_local: bool
     ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]: ...
     def put(self, value: T) -> ObjectRef[T]: ...
+    def put_function(self, function: Any, what: str) -> ObjectRef[Any]: ...
     def is_ready(self, object: ObjectRef[Any]) -> bool: ...
     def query(self, question: str, argument: str | None = None, timeout: float | None = None) -> str: ...
     def next_notice(self, timeout: float) -> tuple[str, str | None, int | None, str | None, bool] | None: ...
@@ -70,7 +71,9 @@ class Function:
         max_retries: int,
         retry_exceptions: bytes,
         env_vars: Mapping[str, str],
-        spread: bool = False,
+        spread: bool,
+        parameters: tuple[list[tuple[str, bool]], int | None, int, int | None, bool] | None,
+        complain: Callable[..., None],
     ) -> None: ...
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any: ...
 

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 _RUNTIME_ENV = {"env_vars"}
+
+
+class OtherOptions(TypedDict, total=False):
+    """Every option but `num_returns`, for type checkers."""
+
+    num_cpus: float | None
+    num_gpus: float | None
+    memory: float | None
+    resources: Mapping[str, float] | None
+    max_retries: int
+    retry_exceptions: bool | Sequence[type[BaseException]]
+    name: str | None
+    runtime_env: Mapping[str, Any] | None
+    scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+
+
+class AllOptions(OtherOptions, total=False):
+    """Every option, for type checkers."""
+
+    num_returns: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,9 @@ class Options:
         checked: dict[str, Any] = {}
         for key, value in given.items():
             if key not in _CHECKS:
+                later = _NOT_YET.get(key)
+                if later is not None:
+                    raise ValueError(f"the option {key!r} is not available: {later}")
                 close = difflib.get_close_matches(key, _CHECKS, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_CHECKS)}"
                 raise TypeError(f"there is no option {key!r}{hint}")
@@ -128,6 +151,11 @@ def _strategy(key: str, value: Any) -> str:
         return value or "DEFAULT"
     raise ValueError(f'{key} is {value!r}; it must be "DEFAULT" or "SPREAD"')
 
+
+_NOT_YET = {
+    "max_calls": "an executor runs any number of tasks",
+    "accelerator_type": "ask for a custom resource instead, like resources={\"a100\": 1}",
+}
 
 _CHECKS = {
     "num_cpus": _cpus,

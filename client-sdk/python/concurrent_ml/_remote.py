@@ -5,18 +5,32 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from . import _native, _state
+from ._native import ObjectRef
 from ._options import Options
+from ._serialization import CannotPickle, explain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import AllOptions, OtherOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class RemoteFunction(Generic[P, R]):
-    """A function whose calls run on the cluster: `f.remote(...)` starts one and returns a ref at once."""
+    """A function whose calls run on the cluster: `f.remote(...)` starts one and returns a ref at once.
+
+    >>> import concurrent_ml as cml
+    >>> double = cml.remote(lambda x: 2 * x)
+    >>> cml.get(double.remote(4))
+    8
+    """
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         self._function = function
@@ -25,30 +39,56 @@ class RemoteFunction(Generic[P, R]):
         self._generation = 0
         functools.update_wrapper(self, function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        name = self._function.__name__
-        raise TypeError(f"{name} is a remote function: call {name}.remote(...), or its plain function as {name}.__wrapped__(...)")
+    if not TYPE_CHECKING:  # to a type checker it cannot be called
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> _native.ObjectRef[R]:
-        """Starts a call on the cluster; returns a ref to its result at once (a list of refs with `num_returns`)."""
-        if self._generation != _state.generation or self._native is None:
-            self._prepare()
-        return self._native.call(args, kwargs)  # type: ignore[union-attr]
+        def __call__(self, *_args, **_kwargs):
+            name = getattr(self._function, "__name__", "f")
+            raise TypeError(
+                f"{name} is a remote function: call {name}.remote(...), or its plain function as {name}.__wrapped__(...)"
+            )
 
-    def options(self, **options: Any) -> RemoteFunction[P, R]:
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    @overload
+    def remote(
+        self: RemoteFunction[Concatenate[A, ...], R], ref: ObjectRef[A], /, *args: Any, **kwargs: Any
+    ) -> ObjectRef[R]: ...
+    @overload
+    def remote(
+        self: RemoteFunction[Concatenate[A, B, ...], R],
+        first: A | ObjectRef[A],
+        ref: ObjectRef[B],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> ObjectRef[R]: ...
+    @overload
+    def remote(
+        self, first: Any, second: Any, third: Any | ObjectRef[Any], /, *args: Any, **kwargs: Any
+    ) -> ObjectRef[R]: ...
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Starts a call on the cluster; returns a ref to its result at once (a list of refs with `num_returns`).
+
+        A ref among the arguments becomes its value before the function starts; refs inside lists, dicts and other
+        objects stay refs.
+        """
+        native = self._native
+        if native is None or self._generation != _state.generation:
+            native = self._prepare()
+        return native.call(args, kwargs)
+
+    def options(self, **options: Unpack[AllOptions]) -> RemoteFunction[P, R]:
         """The same function with other options: `f.options(num_cpus=2).remote(...)`."""
-        other = RemoteFunction(self._function, self._options.changed(options))
-        return other
+        return type(self)(self._function, self._options.changed(options))
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> _native.Function:
         client = _state.connected()
         with _state.lock:
             options = self._options
-            name = options.name or getattr(self._function, "__qualname__", type(self._function).__name__)
-            name = name.rpartition("<locals>.")[2]
-            self._native = _native.Function(
+            name = options.name or _short_name(self._function)
+            native = _native.Function(
                 client,
-                _exported(client, self._function, name),
+                client.put_function(self._function, f"the function {name}"),
                 name,
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
@@ -59,34 +99,74 @@ class RemoteFunction(Generic[P, R]):
                 retry_exceptions=_retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
                 spread=options.scheduling_strategy == "SPREAD",
+                parameters=_parameters(self._function),
+                complain=functools.partial(_complain, self._function, name),
             )
-            self._generation = _state.generation
+            self._native, self._generation = native, _state.generation
+            return native
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFunction, (self._function, self._options)
+        return type(self), (self._function, self._options)
 
     def __repr__(self) -> str:
-        return f"RemoteFunction({getattr(self._function, '__qualname__', self._function)})"
+        return f"{type(self).__name__}({_short_name(self._function)})"
 
 
-def _exported(client: _native.Client, function: Callable[..., Any], name: str) -> _native.ObjectRef[Any]:
-    """The function as an object. What it closes over is taken as it is now."""
-    return client.put(_Pickled(function, name))
+class RemoteFunctionOfMany(RemoteFunction[P, R]):
+    """A remote function that returns several values: `.remote(...)` returns one ref for each."""
+
+    if TYPE_CHECKING:
+
+        def remote(self, *args: Any, **kwargs: Any) -> list[ObjectRef[Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """As for one value, but with a list of refs."""
+            ...
+
+        def options(self, **options: Unpack[AllOptions]) -> RemoteFunctionOfMany[P, R]:
+            """The same function with other options."""
+            ...
 
 
-class _Pickled:
-    """A function that names itself where it cannot be pickled."""
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function = function
-        self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _itself, (self.function,)
+def _short_name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    return name.rpartition("<locals>.")[2]
 
 
-def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
+def _parameters(
+    function: Callable[..., Any],
+) -> tuple[list[tuple[str, bool]], int | None, int, int | None, bool] | None:
+    """What the native module checks in a moment: see `Parameters` there. `None` where it cannot be known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    in_order = [p for p in named if p.kind is not p.KEYWORD_ONLY]
+    required = [p for p in named if p.default is p.empty]
+    kinds = {p.kind for p in parameters}
+    return (
+        [(p.name, p.default is p.empty) for p in named],
+        None if inspect.Parameter.VAR_POSITIONAL in kinds else len(in_order),
+        sum(p.kind is p.POSITIONAL_ONLY for p in named),
+        None if any(p.kind is p.KEYWORD_ONLY for p in required) else len(required),
+        inspect.Parameter.VAR_KEYWORD in kinds,
+    )
+
+
+def _complain(
+    function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: TypeError | None = None
+) -> None:
+    """Raises what is wrong with a call's arguments; called by the native module when something seems to be."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as wrong:
+        raise TypeError(f"{name}.remote(): {wrong}") from None
+    if isinstance(error, CannotPickle):
+        from . import _serialization
+
+        for argument, value in bound.arguments.items():
+            if not _serialization._can_pickle(value):
+                what = f"argument {argument!r} of {name}"
+                raise CannotPickle(explain(value, what, error.__cause__ or error)) from error.__cause__
 
 
 def _retry_bytes(wanted: bool | tuple[type[BaseException], ...]) -> bytes:
@@ -101,26 +181,44 @@ class _Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
+class _DecoratorOfMany(Protocol):
+    def __call__(self, function: Callable[P, R], /) -> RemoteFunctionOfMany[P, R]: ...
+
+
 @overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
-def remote(**options: Any) -> _Decorator: ...
+def remote(*, num_returns: Literal[1] = 1, **options: Unpack[OtherOptions]) -> _Decorator: ...
+@overload
+def remote(*, num_returns: int, **options: Unpack[OtherOptions]) -> _DecoratorOfMany: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Makes a function remote: `@remote`, or `@remote(num_cpus=2, ...)`.
 
     Options: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources` (`{"name": amount}`),
-    `num_returns` (1), `max_retries` (3; -1 without end), `retry_exceptions` (False, True, or a list of classes), `name`,
+    `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost), `retry_exceptions`
+    (False, True, or a list of classes: which of the function's own exceptions are retried too), `name`,
     `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD").
+
+    >>> import concurrent_ml as cml
+    >>> @cml.remote(num_cpus=0.5)
+    ... def square(x):
+    ...     return x * x
+    >>> cml.get([square.remote(i) for i in range(3)])
+    [0, 1, 4]
     """
     if args and (len(args) > 1 or options):
         raise TypeError("remote() takes either a function or options: @remote, or @remote(num_cpus=2)")
     chosen = Options().changed(options)
 
     def make(function: Callable[P, R]) -> RemoteFunction[P, R]:
+        if isinstance(function, RemoteFunction):
+            raise TypeError(f"{function!r} is remote already; use its .options(...) to change how it runs")
         if inspect.isclass(function):
-            raise TypeError(f"{function.__name__} is a class; remote classes (actors) are not available yet, remote functions are")
+            raise TypeError(
+                f"{function.__name__} is a class; remote classes (actors) are not available yet, remote functions are"
+            )
         if not callable(function):
             raise TypeError(f"remote() takes a function, not a {type(function).__name__}")
         return RemoteFunction(function, chosen)
 
-    return make(args[0]) if args else cast(_Decorator, make)
+    return make(args[0]) if args else make

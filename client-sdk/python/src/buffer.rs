@@ -35,14 +35,23 @@ impl SharedBuffer {
     /// Called by Python only, with a `view` it allocated.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
-            return Err(PyBufferError::new_err("values in the object store are read-only; copy the array to change it"));
+            return Err(PyBufferError::new_err(
+                "values in the object store are read-only; copy the array to change it",
+            ));
         }
         let this = slf.get();
         let bytes = &this.bytes[this.range.clone()];
         // SAFETY: `view` is Python's. The bytes stay where they are while `this` lives (a `ValueBytes` pins them), and
         // PyBuffer_FillInfo takes a reference to `slf`, given up when the view is released. Read-only is asked for.
         let filled = unsafe {
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), bytes.as_ptr() as *mut c_void, bytes.len() as isize, 1, flags)
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                bytes.as_ptr() as *mut c_void,
+                bytes.len() as isize,
+                1,
+                flags,
+            )
         };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use client_runtime::{Client as Runtime, ClientError, CompletionQueue, ConnectOptions, Got, HandleSource, Interrupt, Interrupted, Notice, Target};
+use client_runtime::{
+    Client as Runtime, ClientError, CompletionQueue, ConnectOptions, Got, HandleSource, Interrupt,
+    Interrupted, Notice, Target,
+};
 use cluster_types::client_node::LogLine;
 use cluster_types::query::Query;
 use cluster_types::{ClientKind, JobId, JobInfo, ObjectId, TaskId};
@@ -53,28 +56,68 @@ fn ids_of(refs: &Bound<'_, PyList>, verb: &str, unique: bool) -> PyResult<Vec<Ob
     for (index, item) in refs.iter().enumerate() {
         let Ok(item) = item.cast::<ObjectRef>() else {
             let kind = item.get_type().name()?;
-            return Err(PyTypeError::new_err(format!("{verb}() takes ObjectRefs, but item {index} of the list is of type {kind}")));
+            return Err(PyTypeError::new_err(format!(
+                "{verb}() takes ObjectRefs, but item {index} of the list is of type {kind}"
+            )));
         };
         if unique && item.get().repeats(list) {
-            return Err(PyValueError::new_err(format!("{verb}() takes each ref once, but item {index} ({}) repeats", item.get().id)));
+            return Err(PyValueError::new_err(format!(
+                "{verb}() takes each ref once, but item {index} ({}) is a duplicate",
+                item.get().id
+            )));
         }
         ids.push(item.get().id);
     }
     Ok(ids)
 }
 
+/// The items at these ascending indices, and the others.
+fn split<'py>(
+    refs: &Bound<'py, PyList>,
+    chosen: &[usize],
+) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
+    let py = refs.py();
+    // Copying the list and taking a few out is much quicker than appending all but a few.
+    const FEW: usize = 16;
+    if chosen.len() <= FEW {
+        let rest = refs.get_slice(0, refs.len());
+        let done = PyList::empty(py);
+        for &index in chosen {
+            done.append(refs.get_item(index)?)?;
+        }
+        for &index in chosen.iter().rev() {
+            rest.del_item(index)?;
+        }
+        return Ok((done, rest));
+    }
+    if chosen.len() == refs.len() {
+        return Ok((refs.get_slice(0, refs.len()), PyList::empty(py)));
+    }
+    let (done, rest) = (PyList::empty(py), PyList::empty(py));
+    let mut next = chosen.iter().peekable();
+    for (index, item) in refs.iter().enumerate() {
+        let list = if next.next_if_eq(&&index).is_some() { &done } else { &rest };
+        list.append(item)?;
+    }
+    Ok((done, rest))
+}
+
 fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     match timeout {
         None => Ok(None),
-        Some(seconds) if seconds.is_nan() || seconds < 0.0 => {
-            Err(PyValueError::new_err(format!("timeout is {seconds}; it must be a number of seconds, 0 or more, or None")))
+        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
+            "timeout is {seconds}; it must be a number of seconds, 0 or more, or None"
+        ))),
+        Some(seconds) => {
+            Ok(Instant::now().checked_add(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)))
         }
-        Some(seconds) => Ok(Instant::now().checked_add(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))),
     }
 }
 
 fn job_info(info: &Bound<'_, PyDict>) -> PyResult<JobInfo> {
-    let text = |key: &str| -> PyResult<String> { info.get_item(key)?.map_or(Ok(String::new()), |value| value.extract()) };
+    let text = |key: &str| -> PyResult<String> {
+        info.get_item(key)?.map_or(Ok(String::new()), |value| value.extract())
+    };
     Ok(JobInfo {
         name: text("name")?,
         python_version: text("python_version")?,
@@ -89,7 +132,12 @@ fn job_info(info: &Bound<'_, PyDict>) -> PyResult<JobInfo> {
 
 impl Client {
     /// A Python value, or the exception that stands in its place.
-    pub(crate) fn value<'py>(py: Python<'py>, client: &Runtime, id: ObjectId, got: &Got) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn value<'py>(
+        py: Python<'py>,
+        client: &Runtime,
+        id: ObjectId,
+        got: &Got,
+    ) -> PyResult<Bound<'py, PyAny>> {
         match got {
             Got::Value(bytes) => from_bytes(py, client, bytes, HandleSource::Inside(id)),
             Got::Failed(failure) => Err(failure_error(py, failure)),
@@ -102,13 +150,22 @@ impl Client {
     /// Connects a driver: to a socket of this machine's daemon, or to a head's `host:port`.
     #[staticmethod]
     #[pyo3(signature = (token, info, *, socket=None, address=None, timeout=5.0))]
-    fn driver(py: Python<'_>, token: String, info: &Bound<'_, PyDict>, socket: Option<PathBuf>, address: Option<String>, timeout: f64) -> PyResult<Self> {
+    fn driver(
+        py: Python<'_>,
+        token: String,
+        info: &Bound<'_, PyDict>,
+        socket: Option<PathBuf>,
+        address: Option<String>,
+        timeout: f64,
+    ) -> PyResult<Self> {
         let target = match (socket, address) {
             (Some(path), _) => Target::Unix(path),
             (None, Some(address)) => Target::Remote(address),
             (None, None) => return Err(PyValueError::new_err("a socket or an address is needed")),
         };
-        let job = JobId(getrandom::u32().map_err(|error| PyValueError::new_err(format!("no random numbers: {error}")))?);
+        let job = JobId(
+            getrandom::u32().map_err(|error| PyValueError::new_err(format!("no random numbers: {error}")))?,
+        );
         let kind = ClientKind::Driver { job, info: Arc::new(job_info(info)?) };
         let mut options = ConnectOptions::new(kind, token);
         options.timeout = Duration::try_from_secs_f64(timeout).unwrap_or(options.timeout);
@@ -117,7 +174,13 @@ impl Client {
 
     /// Connects an executor that its zygote has forked.
     #[staticmethod]
-    fn executor(py: Python<'_>, token: String, socket: PathBuf, executor: u32, page_fd: i32) -> PyResult<Self> {
+    fn executor(
+        py: Python<'_>,
+        token: String,
+        socket: PathBuf,
+        executor: u32,
+        page_fd: i32,
+    ) -> PyResult<Self> {
         let mut options = ConnectOptions::new(ClientKind::Executor { executor }, token);
         options.page = Some(take_fd(page_fd)?);
         Self::connect(py, Target::Unix(socket), options)
@@ -154,7 +217,12 @@ impl Client {
 
     /// One value, or a list of them in order.
     #[pyo3(signature = (refs, timeout=None))]
-    fn get<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyAny>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        refs: &Bound<'py, PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         if let Ok(one) = refs.cast::<ObjectRef>() {
             let id = one.get().id;
             if let Some(got) = self.inner.try_get(id) {
@@ -169,7 +237,9 @@ impl Client {
         }
         let Ok(list) = refs.cast::<PyList>() else {
             let kind = refs.get_type().name()?;
-            return Err(PyTypeError::new_err(format!("get() takes an ObjectRef or a list of them, not a value of type {kind}")));
+            return Err(PyTypeError::new_err(format!(
+                "get() takes an ObjectRef or a list of them, not a value of type {kind}"
+            )));
         };
         let ids = ids_of(list, "get", false)?;
         let deadline = deadline(timeout)?;
@@ -192,32 +262,36 @@ impl Client {
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
         let ids = ids_of(refs, "wait", true)?;
         if num_returns == 0 || num_returns > ids.len() {
-            return Err(PyValueError::new_err(format!("num_returns is {num_returns}; it must be from 1 to the number of refs, {}", ids.len())));
+            return Err(PyValueError::new_err(format!(
+                "num_returns is {num_returns}; it must be from 1 to the number of refs, {}",
+                ids.len()
+            )));
         }
         let deadline = deadline(timeout)?;
         // Mostly some are ready, and then nothing has to be let go of.
         let now = Some(Instant::now());
-        let mut ready = self.inner.wait(&ids, num_returns, now, fetch_local, &mut || Ok(())).map_err(|error| client_error(py, error, None))?;
+        let mut ready = self
+            .inner
+            .wait(&ids, num_returns, now, fetch_local, &mut || Ok(()))
+            .map_err(|error| client_error(py, error, None))?;
         if ready.len() < num_returns && timeout != Some(0.0) {
-            ready = interruptible(py, |interrupt| self.inner.wait(&ids, num_returns, deadline, fetch_local, interrupt))?;
+            ready = interruptible(py, |interrupt| {
+                self.inner.wait(&ids, num_returns, deadline, fetch_local, interrupt)
+            })?;
         }
-        let done = PyList::empty(py);
-        let rest = PyList::empty(py);
-        let mut next = ready.iter().peekable();
-        for (index, item) in refs.iter().enumerate() {
-            if next.peek() == Some(&&index) {
-                next.next();
-                done.append(item)?;
-            } else {
-                rest.append(item)?;
-            }
-        }
-        Ok((done, rest))
+        split(refs, &ready)
     }
 
     /// Stores a value.
     fn put(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<ObjectRef> {
         let (parcel, refs) = to_parcel(py, &self.inner, value, "the value")?;
+        let id = self.inner.put(parcel, &refs).map_err(|error| client_error(py, error, None))?;
+        Ok(ObjectRef::new(&self.inner, id))
+    }
+
+    /// Stores a function: always by cloudpickle, which looks inside it.
+    fn put_function(&self, py: Python<'_>, function: &Bound<'_, PyAny>, what: &str) -> PyResult<ObjectRef> {
+        let (parcel, refs) = to_parcel(py, &self.inner, function, what)?;
         let id = self.inner.put(parcel, &refs).map_err(|error| client_error(py, error, None))?;
         Ok(ObjectRef::new(&self.inner, id))
     }
@@ -229,7 +303,13 @@ impl Client {
 
     /// A question about the cluster, answered as JSON.
     #[pyo3(signature = (question, argument=None, timeout=None))]
-    fn query(&self, py: Python<'_>, question: &str, argument: Option<String>, timeout: Option<f64>) -> PyResult<String> {
+    fn query(
+        &self,
+        py: Python<'_>,
+        question: &str,
+        argument: Option<String>,
+        timeout: Option<f64>,
+    ) -> PyResult<String> {
         let limit = 10_000;
         let query = match question {
             "status" => Query::Status,
@@ -247,9 +327,14 @@ impl Client {
     /// The next thing to print, as (text, name of the task, pid, node, whether it went to stderr) or, from the cluster
     /// itself, with `None` but for the text. `None`: nothing came in time.
     #[allow(clippy::type_complexity)]
-    fn next_notice(&self, py: Python<'_>, timeout: f64) -> PyResult<Option<(String, Option<String>, Option<u32>, Option<String>, bool)>> {
+    fn next_notice(
+        &self,
+        py: Python<'_>,
+        timeout: f64,
+    ) -> PyResult<Option<(String, Option<String>, Option<u32>, Option<String>, bool)>> {
         let wait = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::from_secs(1));
-        let notice = py.detach(|| self.inner.next_notice(wait)).map_err(|error| client_error(py, error, None))?;
+        let notice =
+            py.detach(|| self.inner.next_notice(wait)).map_err(|error| client_error(py, error, None))?;
         Ok(notice.map(|notice| match notice {
             Notice::Text(text) => (text, None, None, None, true),
             Notice::Log(line) => {

@@ -9,7 +9,10 @@ use pyo3::types::PyBytes;
 
 /// An exception of `concurrent_ml.exceptions` by name.
 fn raise(py: Python<'_>, class: &str, message: String) -> PyErr {
-    let made = py.import("concurrent_ml.exceptions").and_then(|module| module.getattr(class)).and_then(|class| class.call1((&message,)));
+    let made = py
+        .import("concurrent_ml.exceptions")
+        .and_then(|module| module.getattr(class))
+        .and_then(|class| class.call1((&message,)));
     match made {
         Ok(error) => PyErr::from_value(error),
         Err(_) => PyRuntimeError::new_err(message),
@@ -35,7 +38,9 @@ pub(crate) fn client_error(py: Python<'_>, error: ClientError, interrupt: Option
         ClientError::Forked { .. } => raise(py, "ForkedError", error.to_string()),
         ClientError::Closed => raise(py, "ClusterClosedError", error.to_string()),
         ClientError::ConnectionLost(_) => raise(py, "ConnectionLostError", error.to_string()),
-        ClientError::Query(_) | ClientError::Misuse(_) | ClientError::Layout(_) => PyValueError::new_err(error.to_string()),
+        ClientError::Query(_) | ClientError::Misuse(_) | ClientError::Layout(_) => {
+            PyValueError::new_err(error.to_string())
+        }
         ClientError::NoHandle(_) | ClientError::System(_) => raise(py, "ClusterError", error.to_string()),
     }
 }
@@ -46,7 +51,9 @@ static FROM_FAILURE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 pub(crate) fn failure_error(py: Python<'_>, failure: &Failure) -> PyErr {
     let make = || -> PyResult<Bound<'_, PyAny>> {
         let from_failure = FROM_FAILURE
-            .get_or_try_init(py, || py.import("concurrent_ml.exceptions")?.getattr("_from_failure").map(Bound::unbind))?
+            .get_or_try_init(py, || {
+                py.import("concurrent_ml.exceptions")?.getattr("_from_failure").map(Bound::unbind)
+            })?
             .bind(py);
         let kind = format!("{:?}", failure.kind);
         let task = failure.task.map(|task| task.to_string());

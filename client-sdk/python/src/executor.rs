@@ -5,11 +5,11 @@ use std::time::Instant;
 use client_runtime::{Got, HandleSource, Task as Claimed};
 use cluster_types::client_node::ExecutorFailure;
 use cluster_types::{Failure, FailureKind, ObjectId, Payload, Refs};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::connection::interruptible;
+use crate::connection::{Client, interruptible};
 use crate::errors::{client_error, failure_error};
 use crate::value::{from_bytes, to_parcel};
 
@@ -26,7 +26,9 @@ impl Task {
         match self.claimed.values.iter().find(|(have, _)| *have == id) {
             Some((_, Got::Value(bytes))) => from_bytes(py, &self.client, bytes, HandleSource::Task),
             Some((_, Got::Failed(failure))) => Err(failure_error(py, failure)),
-            None => Err(PyRuntimeError::new_err(format!("argument {id} did not come with the task: an error of the cluster's own"))),
+            None => Err(PyRuntimeError::new_err(format!(
+                "argument {id} did not come with the task: an error of the cluster's own"
+            ))),
         }
     }
 }
@@ -94,7 +96,19 @@ impl Task {
 
     /// The function; call it where `function_id` is new.
     fn function<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.value(py, self.claimed.spec.template.function)
+        let id = self.claimed.spec.template.function;
+        if self.claimed.values.iter().any(|(have, _)| *have == id) {
+            return self.value(py, id);
+        }
+        // It came with an earlier task, and was forgotten since or could not be loaded then. The task holds it.
+        self.client.add_handle(id, HandleSource::Task);
+        let got = interruptible(py, |interrupt| self.client.get(&[id], None, interrupt));
+        let value = got.and_then(|got| match got.first() {
+            Some(got) => Client::value(py, &self.client, id, got),
+            None => Err(PyRuntimeError::new_err("the function is missing")),
+        });
+        self.client.drop_handle(id);
+        value
     }
 
     /// The arguments, with the values of top-level refs in their places.
@@ -141,22 +155,29 @@ impl Task {
     /// The task ended well.
     fn finish(&self, py: Python<'_>, result: &Bound<'_, PyAny>) -> PyResult<()> {
         let template = &self.claimed.spec.template;
-        let what = &*template.name;
+        let name = &*template.name;
         let mut values = Vec::new();
         match template.num_returns {
             0 => {}
-            1 => values.push(to_parcel(py, &self.client, result, what)?),
+            1 => values.push(to_parcel(py, &self.client, result, &format!("the result of {name}"))?),
             count => {
                 let count = count as usize;
-                let many: Vec<Bound<'_, PyAny>> = result.try_iter().and_then(|items| items.take(count + 1).collect()).map_err(|_| {
-                    PyTypeError::new_err(format!("{what} was declared with num_returns={count} but returned one {}, not {count} values", result.get_type()))
-                })?;
+                let wrong = |returned: String| {
+                    format!("{name} was declared with num_returns={count} but returned {returned}")
+                };
+                let Ok(items) = result.try_iter() else {
+                    let kind = result.get_type().name()?.to_string();
+                    return Err(PyTypeError::new_err(wrong(format!("one value of type {kind}"))));
+                };
+                // An endless generator is not followed to its end.
+                let many = items.take(count + 1000).collect::<PyResult<Vec<Bound<'_, PyAny>>>>()?;
                 if many.len() != count {
-                    let got = if many.len() > count { "more".to_owned() } else { many.len().to_string() };
-                    return Err(pyo3::exceptions::PyValueError::new_err(format!("{what} was declared with num_returns={count} but returned {got}")));
+                    let more = if many.len() == count + 1000 { " or more" } else { "" };
+                    return Err(PyValueError::new_err(wrong(format!("{}{more} values", many.len()))));
                 }
-                for value in &many {
-                    values.push(to_parcel(py, &self.client, value, what)?);
+                for (index, value) in many.iter().enumerate() {
+                    let what = format!("value {index} of the result of {name}");
+                    values.push(to_parcel(py, &self.client, value, &what)?);
                 }
             }
         }
@@ -165,15 +186,31 @@ impl Task {
     }
 
     /// The task raised.
-    fn fail(&self, py: Python<'_>, message: &str, payload: &[u8], retryable: bool, cancelled: bool) -> PyResult<()> {
+    fn fail(
+        &self,
+        py: Python<'_>,
+        message: &str,
+        payload: &[u8],
+        retryable: bool,
+        cancelled: bool,
+    ) -> PyResult<()> {
         let kind = if cancelled { FailureKind::Cancelled } else { FailureKind::Exception };
-        let failure = Failure { kind, message: message.into(), payload: payload.to_vec().into(), task: Some(self.claimed.spec.id) };
+        let failure = Failure {
+            kind,
+            message: message.into(),
+            payload: payload.to_vec().into(),
+            task: Some(self.claimed.spec.id),
+        };
         self.end(py, Err(ExecutorFailure { failure, retryable }))
     }
 }
 
 impl Task {
-    fn end(&self, py: Python<'_>, result: Result<Vec<(client_runtime::Parcel, Refs)>, ExecutorFailure>) -> PyResult<()> {
+    fn end(
+        &self,
+        py: Python<'_>,
+        result: Result<Vec<(client_runtime::Parcel, Refs)>, ExecutorFailure>,
+    ) -> PyResult<()> {
         let micros = self.began.elapsed().as_micros() as u64;
         self.client.complete(self.claimed.tag, result, micros).map_err(|error| client_error(py, error, None))
     }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use client_runtime::{Call, Client as Runtime, Interrupted};
 use cluster_types::task::Strategy;
 use cluster_types::{Amount, ObjectId, Refs, Resources, TaskTemplate};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
-use crate::connection::Client;
+use crate::connection::{Client, interruptible};
 use crate::errors::client_error;
 use crate::object_ref::ObjectRef;
 use crate::value::to_parcel;
@@ -22,6 +22,45 @@ pub(crate) struct Function {
     template: Arc<TaskTemplate>,
     /// The pickled function, kept alive.
     _function: Py<ObjectRef>,
+    parameters: Option<Parameters>,
+    /// Called with the arguments of a call that cannot be made; raises what is wrong with them.
+    complain: Py<PyAny>,
+}
+
+/// What a call's arguments must be like, so that a wrong call fails where it is written and not on some node.
+struct Parameters {
+    /// In order, keyword-only ones last: name, and whether it has no default.
+    names: Vec<(String, bool)>,
+    /// How many of them may be given by position; `None`: any number.
+    positional: Option<usize>,
+    /// How many of the first can be given only by position.
+    positional_only: usize,
+    /// How many must be given when all are given by position; `None`: some can not.
+    required: Option<usize>,
+    /// Whether it takes names that are not among these.
+    any_names: bool,
+}
+
+impl Parameters {
+    fn fit(&self, args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> bool {
+        let given = args.len();
+        if self.positional.is_some_and(|most| given > most) {
+            return false;
+        }
+        if kwargs.is_empty() {
+            return self.required.is_some_and(|least| given >= least);
+        }
+        let known = |name: &Bound<'_, PyAny>| {
+            let Ok(name) = name.extract::<std::borrow::Cow<'_, str>>() else { return false };
+            match self.names.iter().position(|(known, _)| *known == name) {
+                Some(index) => index >= given && index >= self.positional_only,
+                None => self.any_names,
+            }
+        };
+        let missing = |name: &str| !kwargs.contains(name).unwrap_or(false);
+        kwargs.iter().all(|(name, _)| known(&name))
+            && !self.names.iter().skip(given).any(|(name, required)| *required && missing(name))
+    }
 }
 
 fn amount(name: &str, number: f64) -> PyResult<Amount> {
@@ -31,7 +70,8 @@ fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread=false))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
         function: Bound<'_, ObjectRef>,
@@ -45,9 +85,15 @@ impl Function {
         retry_exceptions: Vec<u8>,
         env_vars: BTreeMap<String, String>,
         spread: bool,
+        parameters: Option<(Vec<(String, bool)>, Option<usize>, usize, Option<usize>, bool)>,
+        complain: Py<PyAny>,
     ) -> PyResult<Self> {
-        let mut request =
-            Resources { cpu: amount("num_cpus", num_cpus)?, gpu: amount("num_gpus", num_gpus)?, memory: amount("memory", memory)?, ..Resources::default() };
+        let mut request = Resources {
+            cpu: amount("num_cpus", num_cpus)?,
+            gpu: amount("num_gpus", num_gpus)?,
+            memory: amount("memory", memory)?,
+            ..Resources::default()
+        };
         for (name, number) in resources {
             request.set_custom(&name, amount(&format!("resource {name:?}"), number)?);
         }
@@ -62,21 +108,48 @@ impl Function {
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
         };
-        Ok(Self { client: client.inner.clone(), template: Arc::new(template), _function: function.unbind() })
+        let parameters = parameters.map(|(names, positional, positional_only, required, any_names)| {
+            Parameters { names, positional, positional_only, required, any_names }
+        });
+        Ok(Self {
+            client: client.inner.clone(),
+            template: Arc::new(template),
+            _function: function.unbind(),
+            parameters,
+            complain,
+        })
     }
 
     /// Submits a call: a ref, or a list of refs where the function returns several values.
-    fn call<'py>(&self, py: Python<'py>, args: Bound<'py, PyTuple>, kwargs: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyAny>> {
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        args: Bound<'py, PyTuple>,
+        kwargs: Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if self.parameters.as_ref().is_some_and(|parameters| !parameters.fit(&args, &kwargs)) {
+            self.complain.bind(py).call1((&args, &kwargs))?;
+        }
         let mut deps = Refs::new();
-        let value = pack(py, args, kwargs, &mut deps)?;
-        let (payload, borrowed) = to_parcel(py, &self.client, &value, &self.template.name)?;
+        let value = pack(py, args.clone(), kwargs.clone(), &mut deps)?;
+        let (payload, borrowed) = match to_parcel(py, &self.client, &value, &self.template.name) {
+            Ok(parcel) => parcel,
+            Err(error) => {
+                if error.is_instance_of::<PyTypeError>(py) {
+                    self.complain.bind(py).call1((args, kwargs, &error))?;
+                }
+                return Err(error);
+            }
+        };
         let borrowed: Refs = borrowed.into_iter().filter(|id: &ObjectId| !deps.contains(id)).collect();
         let call = Call { template: self.template.clone(), payload, deps, borrowed };
-        // Holds the GIL: it waits only where this process is far ahead of its daemon.
-        let results = self
-            .client
-            .submit(call, &mut || py.check_signals().map_err(|_| Interrupted))
-            .map_err(|error| client_error(py, error, None))?;
+        // Letting go of the GIL costs more than the call; only a wait is worth it.
+        let results = if self.client.is_far_ahead() {
+            interruptible(py, |interrupt| self.client.submit(call, interrupt))?
+        } else {
+            let submitted = self.client.submit(call, &mut || py.check_signals().map_err(|_| Interrupted));
+            submitted.map_err(|error| client_error(py, error, None))?
+        };
         match results.as_slice() {
             [] => Ok(py.None().into_bound(py)),
             [one] => Ok(Bound::new(py, ObjectRef::new(&self.client, *one))?.into_any()),
@@ -93,11 +166,22 @@ impl Function {
 
 /// The arguments as one value: `(args, kwargs)`, or `(args, kwargs, places)` where top-level refs were taken out and
 /// their places (indices and names) listed; the executor puts the values there.
-fn pack<'py>(py: Python<'py>, args: Bound<'py, PyTuple>, kwargs: Bound<'py, PyDict>, deps: &mut Refs) -> PyResult<Bound<'py, PyAny>> {
+fn pack<'py>(
+    py: Python<'py>,
+    args: Bound<'py, PyTuple>,
+    kwargs: Bound<'py, PyDict>,
+    deps: &mut Refs,
+) -> PyResult<Bound<'py, PyAny>> {
     let is_ref = |item: &Bound<'py, PyAny>| item.cast::<ObjectRef>().map(|object| object.get().id).ok();
-    let any = args.iter_borrowed().any(|item| is_ref(&item).is_some()) || kwargs.values().iter().any(|item| is_ref(&item).is_some());
+    let any = args.iter_borrowed().any(|item| is_ref(&item).is_some())
+        || kwargs.values().iter().any(|item| is_ref(&item).is_some());
     if !any {
-        return Ok(if kwargs.is_empty() { (args, py.None()).into_pyobject(py)? } else { (args, kwargs).into_pyobject(py)? }.into_any());
+        return Ok(if kwargs.is_empty() {
+            (args, py.None()).into_pyobject(py)?
+        } else {
+            (args, kwargs).into_pyobject(py)?
+        }
+        .into_any());
     }
     let places = PyList::empty(py);
     let positional = PyList::empty(py);

@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_runtime::{Client, HandleSource};
 use cluster_types::ObjectId;
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple, PyType};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyTuple};
+
+static REBUILD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 thread_local! {
     /// Refs met while this thread pickles a value; one list per value being pickled.
@@ -28,7 +31,11 @@ pub(crate) fn collecting<T>(pickle: impl FnOnce() -> PyResult<T>) -> PyResult<(T
 }
 
 /// Runs `unpickle`; refs in it become handles that came from `source`.
-pub(crate) fn coming_from<T>(client: &Client, source: HandleSource, unpickle: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+pub(crate) fn coming_from<T>(
+    client: &Client,
+    source: HandleSource,
+    unpickle: impl FnOnce() -> PyResult<T>,
+) -> PyResult<T> {
     SOURCE.with_borrow_mut(|stack| stack.push((client.clone(), source)));
     let result = unpickle();
     SOURCE.with_borrow_mut(|stack| stack.pop());
@@ -52,7 +59,10 @@ impl ObjectRef {
 
     /// Whether it was marked with this number before; marks it.
     pub(crate) fn repeats(&self, list: u64) -> bool {
-        self.seen.swap(list, Ordering::Relaxed) == list
+        // Not swapped: whoever asks holds the GIL, and a thousand locked instructions would be felt.
+        let before = self.seen.load(Ordering::Relaxed);
+        self.seen.store(list, Ordering::Relaxed);
+        before == list
     }
 }
 
@@ -105,20 +115,27 @@ impl ObjectRef {
     fn __reduce__<'py>(slf: Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let py = slf.py();
         let this = slf.get();
-        let collected = COLLECTING.with_borrow_mut(|stack| stack.last_mut().map(|refs| refs.push(this.id)).is_some());
+        let collected =
+            COLLECTING.with_borrow_mut(|stack| stack.last_mut().map(|refs| refs.push(this.id)).is_some());
         if !collected {
             // Rule R6: nobody can know how long those bytes live, so the object lives as long as this process.
             this.client.add_handle(this.id, HandleSource::Elsewhere);
             let message = c"an ObjectRef was pickled outside the cluster's own serializer: its object is kept until this process ends";
             PyErr::warn(py, &py.get_type::<PyUserWarning>(), message, 1)?;
         }
-        let rebuild = py.import("concurrent_ml._native")?.getattr("_rebuild_ref")?;
-        Ok((rebuild, PyTuple::new(py, [PyBytes::new(py, &this.id.to_bytes())])?))
+        let rebuild = REBUILD.get_or_try_init(py, || {
+            py.import("concurrent_ml._native")?.getattr("_rebuild_ref").map(Bound::unbind)
+        })?;
+        Ok((rebuild.bind(py).clone(), PyTuple::new(py, [PyBytes::new(py, &this.id.to_bytes())])?))
     }
 
-    #[classmethod]
-    fn __copy__(_class: &Bound<'_, PyType>) -> PyResult<()> {
-        Err(PyTypeError::new_err("an ObjectRef needs no copy: use the same one"))
+    /// A copy would name the same object: this is it.
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
     }
 }
 
@@ -133,7 +150,9 @@ pub(crate) fn _rebuild_ref(py: Python<'_>, id: &[u8]) -> PyResult<ObjectRef> {
         None => {
             let client = py.import("concurrent_ml._state")?.getattr("client")?;
             let client = client.cast::<crate::connection::Client>().map_err(|_| {
-                PyRuntimeError::new_err("an ObjectRef can only be unpickled in a process that is connected: call init() first")
+                PyRuntimeError::new_err(
+                    "an ObjectRef can only be unpickled in a process that is connected: call init() first",
+                )
             })?;
             (client.get().inner.clone(), HandleSource::Elsewhere)
         }

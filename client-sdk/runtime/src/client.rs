@@ -219,6 +219,12 @@ impl Client {
         Ok(results)
     }
 
+    /// Whether [`Client::submit`] would wait at this moment.
+    pub fn is_far_ahead(&self) -> bool {
+        let shared = self.shared();
+        !shared.is_forked() && shared.backlog(&shared.lock()) > BACKLOG_MAX
+    }
+
     // ---- handles ----
 
     /// One more handle on an object.
