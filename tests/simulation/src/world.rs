@@ -43,6 +43,7 @@ enum Arrival {
     Done { node: NodeId, event: worker_core::Event },
     Pulled { node: NodeId, object: ObjectId, size: u64, source: NodeId },
     ExecutorBorn { node: NodeId, executor: u32 },
+    ExecutorGone { node: NodeId, executor: u32, cause: &'static str },
     Act(ClientId),
     Finish { client: ClientId, tag: u64 },
     KillNode,
@@ -171,12 +172,12 @@ impl World {
         while let Some(((time, _), arrival)) = self.queue.pop_first() {
             self.now = time;
             self.report.steps += 1;
-            if self.trace.len() == 60 {
+            if self.trace.len() == 40 {
                 self.trace.pop_front();
             }
             if !matches!(arrival, Arrival::HeadTick | Arrival::NodeTick(_)) {
                 let line = format!("{:>9} {arrival:?}", time.0);
-                self.trace.push_back(line.chars().take(300).collect());
+                self.trace.push_back(line.chars().take(160).collect());
             }
             self.happen(arrival)?;
             if self.is_over() {
@@ -268,6 +269,7 @@ impl World {
             Arrival::Done { node, event } => self.node_step(node, event),
             Arrival::Pulled { node, object, size, source } => self.pulled(node, object, size, source),
             Arrival::ExecutorBorn { node, executor } => self.executor_born(node, executor),
+            Arrival::ExecutorGone { node, executor, cause } => self.executor_gone(node, executor, cause),
             Arrival::Act(client) => self.act(client),
             Arrival::Finish { client, tag } => self.task_ends(client, tag),
             Arrival::KillNode => self.kill_node(),
@@ -391,7 +393,7 @@ impl World {
                 host.executors.insert(executor, Executor { job, client: None, slots: BTreeMap::new() });
                 self.after(500, 5_000, Arrival::ExecutorBorn { node, executor });
             }
-            Effect::EndExecutor { executor, .. } => return Ok(self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")),
+            Effect::EndExecutor { executor, .. } => self.end_executor(node, executor, "killed by signal 9 (SIGKILL)"),
             Effect::Interrupt { .. } => {}
             Effect::Revoke { executor, tag, .. } => {
                 let slot = host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
@@ -479,17 +481,24 @@ impl World {
         self.node_step(node, worker_core::Event::ClientAttached { client, pid: 2, kind, shares_memory: true })
     }
 
-    /// The process is gone; its daemon is told so.
-    fn end_executor(&mut self, node: NodeId, executor: u32, cause: &str) -> Option<worker_core::Event> {
-        let host = self.hosts.get_mut(&node)?;
-        let known = host.executors.remove(&executor)?;
-        let unstarted = known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
+    /// The process is gone at once; its daemon notices after a while.
+    fn end_executor(&mut self, node: NodeId, executor: u32, cause: &'static str) {
+        let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else { return };
         if let Some(client) = known.client {
             self.processes.remove(&client);
+        }
+        self.after(1, 3_000, Arrival::ExecutorGone { node, executor, cause });
+    }
+
+    /// The daemon reaps it: what it had not claimed by its end is revoked now.
+    fn executor_gone(&mut self, node: NodeId, executor: u32, cause: &str) -> Result<(), String> {
+        let Some(known) = self.hosts.get_mut(&node).and_then(|host| host.executors.remove(&executor)) else { return Ok(()) };
+        let unstarted = known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
+        if let Some(client) = known.client {
             // What it said before it died still arrives, and then its end.
             self.say(Stream::FromClient(client), Arrival::Done { node, event: worker_core::Event::ClientEnded { client } });
         }
-        Some(worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted })
+        self.node_step(node, worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted })
     }
 
     // ---- processes ----
@@ -544,9 +553,7 @@ impl World {
             }
             Some(NodeToClient::Exit) => {
                 if let (node, Some(executor)) = (process.node, process.executor) {
-                    if let Some(event) = self.end_executor(node, executor, "exit code 0") {
-                        self.say(Stream::FromClient(client), Arrival::Done { node, event });
-                    }
+                    self.end_executor(node, executor, "exit code 0");
                     return Ok(());
                 }
             }
@@ -798,9 +805,7 @@ impl World {
         if self.plan.crash_one_in > 0 && self.random.one_in(self.plan.crash_one_in) {
             let Some(process) = self.processes.get(&client) else { return Ok(()) };
             let (node, executor) = (process.node, process.executor.unwrap_or_default());
-            if let Some(event) = self.end_executor(node, executor, "killed by signal 11 (SIGSEGV)") {
-                self.after(1, 3_000, Arrival::Done { node, event });
-            }
+            self.end_executor(node, executor, "killed by signal 11 (SIGSEGV)");
             return Ok(());
         }
         for object in &run.spec.deps {

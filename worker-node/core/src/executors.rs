@@ -25,6 +25,15 @@ pub(crate) struct Sent {
     pub(crate) revoking: bool,
 }
 
+/// What an executor ended and the head was not told yet.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) task: TaskId,
+    pub(crate) outcome: Outcome,
+    pub(crate) retry: Retry,
+    pub(crate) micros: u64,
+}
+
 /// A process that runs tasks, from its start on.
 #[derive(Debug)]
 pub(crate) struct Executor {
@@ -35,6 +44,7 @@ pub(crate) struct Executor {
     /// The first runs, the others are queued behind it.
     pub(crate) sent: VecDeque<Sent>,
     slots: u64,
+    pub(crate) ended: Option<Ended>,
     pub(crate) blocked: bool,
     pub(crate) ending: bool,
     /// Functions it was given.
@@ -117,6 +127,7 @@ impl Node {
                     pid: 0,
                     sent: VecDeque::new(),
                     slots: 0,
+                    ended: None,
                     blocked: false,
                     ending: false,
                     functions: Set::default(),
@@ -203,7 +214,10 @@ impl Node {
     /// Takes back what an executor has not started.
     pub(crate) fn revoke_queued(&mut self, executor: u32, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get_mut(&executor) else { return };
-        for sent in known.sent.iter_mut().skip(1).filter(|sent| !sent.revoking) {
+        // What ended may not have been reported yet: then the first is in doubt, not running for certain.
+        let running = usize::from(known.ended.is_none());
+        // The last first: each goes back to the front of the queue it came from.
+        for sent in known.sent.iter_mut().skip(running).rev().filter(|sent| !sent.revoking) {
             sent.revoking = true;
             effects.push(Effect::Revoke { executor, slot: sent.slot, tag: sent.tag });
         }
@@ -223,11 +237,31 @@ impl Node {
         let Some(at) = known.sent.iter().position(|sent| sent.tag == tag) else { return };
         if !won {
             known.sent[at].revoking = false;
+            self.settle_ended(executor, effects);
+            self.cancel_if_asked(executor, tag, effects);
             return;
         }
         let Some(sent) = known.sent.remove(at) else { return };
         known.free_slot(sent.slot);
         self.back_to_queue(sent.task, effects);
+        self.settle_ended(executor, effects);
+    }
+
+    /// The executor speaks of this execution: it claimed it, whatever was to be taken back.
+    pub(crate) fn proved_claimed(&mut self, executor: u32, tag: u64, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        let Some(front) = known.sent.front_mut().filter(|front| front.tag == tag) else { return };
+        front.revoking = false;
+        self.settle_ended(executor, effects);
+    }
+
+    /// It was to be cancelled and could not be taken back: it runs.
+    fn cancel_if_asked(&mut self, executor: u32, tag: u64, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get(&executor) else { return };
+        let Some(sent) = known.sent.iter().find(|sent| sent.tag == tag) else { return };
+        if self.attempts.get(&sent.task).is_some_and(|assigned| assigned.cancelled.is_some()) {
+            effects.push(Effect::EndExecutor { executor, force: true });
+        }
     }
 
     /// An attempt that no executor has any more and that has not started.
@@ -295,8 +329,9 @@ impl Node {
         unstarted: &[u64],
         effects: &mut Vec<Effect>,
     ) {
-        let Some(gone) = self.executors.remove(&executor) else { return };
+        let Some(mut gone) = self.executors.remove(&executor) else { return };
         let key = gone.pool;
+        let ended = gone.ended.take();
         let pool = self.pool(key);
         pool.idle.retain(|idle| *idle != executor);
         if gone.client.is_none() {
@@ -331,6 +366,11 @@ impl Node {
             self.back_to_queue(sent.task, effects);
         }
         let mut lost = lost.into_iter().peekable();
+        if let Some(Ended { task, outcome, retry, micros }) = ended {
+            let heir = lost.peek().map(|next| next.task);
+            let heir = heir.filter(|next| self.attempts.get(next).is_some_and(|next| next.lease.is_none()));
+            self.end_attempt(task, gone.client, outcome, retry, micros, heir, effects);
+        }
         while let Some(sent) = lost.next() {
             if unstarted.contains(&sent.tag) {
                 // It had a lease, but the process ended before it began.

@@ -16,6 +16,10 @@ use crate::objects::{Fetch, Memory, Writer};
 
 /// Bytes written to disk in one batch, at most.
 const BATCH: u64 = 64 << 20;
+/// Segments are whole pages.
+const PAGE: u64 = 4096;
+/// A segment in which small objects fit too.
+const SMALLEST: u64 = 512 << 10;
 /// The largest segment for small values.
 const GROWTH_MAX: u64 = 64 << 20;
 /// Between two recalls of free memory that nobody waits for.
@@ -114,7 +118,11 @@ impl Node {
                         continue;
                     };
                     let exact = bytes.div_ceil(2 << 20) * (2 << 20);
-                    let len = if exact.max(growth) <= free { exact.max(growth) } else { bytes };
+                    let len = if exact.max(growth) <= free {
+                        exact.max(growth)
+                    } else {
+                        bytes.max(SMALLEST).div_ceil(PAGE) * PAGE
+                    };
                     if len > free {
                         break;
                     }
@@ -253,13 +261,20 @@ impl Node {
     /// A writer is gone: what it had not sealed is gone with it, what it had lies on until freed.
     pub(crate) fn orphan_memory(&mut self, client: ClientId, effects: &mut Vec<Effect>) {
         self.forget_unescaped_of(client, effects);
-        for known in self.objects.values_mut() {
+        let mut unsettled = Vec::new();
+        for (id, known) in &mut self.objects {
             if let Some(memory) =
                 known.memory.as_mut().filter(|memory| memory.writer == Writer::Client(client))
             {
                 memory.writer = Writer::Orphan;
-                known.evicting = false;
+                if known.evicting {
+                    unsettled.push(*id);
+                }
             }
+        }
+        unsettled.sort_unstable();
+        for object in unsettled {
+            self.settle_eviction(client, object, false, effects);
         }
         let mut empty = Vec::new();
         for (id, segment) in &mut self.memory.segments {
@@ -323,9 +338,23 @@ impl Node {
 
     /// Rule P4: nothing can go, so the first who waits gets memory that lies in a file.
     fn fall_back_to_disk(&mut self, effects: &mut Vec<Effect>) {
-        let Some(Known::Lease { client, bytes }) = self.memory.wants.front().cloned() else { return };
-        self.memory.wants.pop_front();
+        let Some(first) = self.memory.wants.pop_front() else { return };
         self.memory.stuck_since = None;
+        let (client, bytes) = match first {
+            Known::Lease { client, bytes } => (client, bytes),
+            // What a running task reads must come, or nothing would ever be let go of: beyond the limit, for once.
+            Known::Pull { object, size, source, address } => {
+                self.memory.own += size;
+                self.memory.pulling.insert(object, source);
+                effects.push(Effect::Pull { object, size, source, address });
+                return;
+            }
+            Known::Restore { object, size } => {
+                self.memory.own += size;
+                effects.push(Effect::Restore { object });
+                return;
+            }
+        };
         self.create_segment(client, bytes.div_ceil(2 << 20) * (2 << 20), bytes, true, effects);
         if !std::mem::replace(&mut self.memory.told_full, true) {
             let text = format!(
@@ -374,6 +403,9 @@ impl Node {
         if let Writer::Client(client) = memory.writer {
             known.evicting = true;
             self.memory.leaving += 1;
+            if known.escaped {
+                self.serve(object, effects);
+            }
             self.to_client(client, NodeToClient::Evict { object }, effects);
             return;
         }
@@ -392,30 +424,41 @@ impl Node {
         freed: bool,
         effects: &mut Vec<Effect>,
     ) {
-        self.memory.leaving = self.memory.leaving.saturating_sub(1);
-        if let Some(known) = self.objects.get_mut(&object).filter(|known| known.evicting) {
-            known.evicting = false;
-            let writer = known.memory.map(|memory| memory.writer);
-            if freed && writer == Some(Writer::Client(client)) {
-                // The writer has the range back already.
-                if let Some(memory) = known.memory.take() {
-                    self.memory.holds(memory.location.segment, -1);
-                }
-                if self.objects.get(&object).is_some_and(|known| known.escaped) {
-                    self.serve(object, effects);
-                }
-                self.maybe_free(object, effects);
-            }
+        if !self.objects.get(&object).is_some_and(|known| known.evicting) {
+            return;
         }
+        self.settle_eviction(client, object, freed, effects);
         self.to_client(client, NodeToClient::RecallMemory, effects);
-        let waited = self
-            .objects
-            .get(&object)
-            .is_some_and(|known| !known.waiting_clients.is_empty() || !known.waiting_tasks.is_empty());
-        if waited {
-            self.fetch(object, effects);
-        }
         self.make_room(effects);
+    }
+
+    /// The writer answered, or is gone (`freed` false).
+    fn settle_eviction(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        freed: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.memory.leaving = self.memory.leaving.saturating_sub(1);
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        known.evicting = false;
+        if freed && known.memory.is_some_and(|memory| memory.writer == Writer::Client(client)) {
+            // The writer has the range back already.
+            if let Some(memory) = known.memory.take() {
+                self.memory.holds(memory.location.segment, -1);
+            }
+        } else if known.escaped && !known.freed {
+            self.serve(object, effects);
+        }
+        self.maybe_free(object, effects);
+        match self.objects.get(&object) {
+            Some(known) if known.is_here() => self.came(object, effects),
+            Some(known) if !known.waiting_clients.is_empty() || !known.waiting_tasks.is_empty() => {
+                self.fetch(object, effects);
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn spill_failed(

@@ -13,7 +13,7 @@ use cluster_types::{
 
 use crate::attempts::{Assigned, Attempts, Catalogue, PoolKey, Queue, ShapeKey, Stage};
 use crate::event::{Effect, Event, NodeConfig};
-use crate::executors::{Executor, Pool};
+use crate::executors::{Ended, Executor, Pool};
 use crate::memory::Memories;
 use crate::objects::Objects;
 
@@ -41,6 +41,8 @@ pub struct Node {
     pub(crate) now: Time,
     /// The head's stream is open.
     connected: bool,
+    /// It was open before.
+    was_connected: bool,
     /// Messages to the head from before its stream was open, in order. Bounded by what clients may have in flight:
     /// they are not answered meanwhile.
     held_back: Vec<NodeToHead>,
@@ -57,6 +59,8 @@ pub struct Node {
     pub(crate) memory: Memories,
     /// Specs of attached clients' tasks that have not ended, for a head that comes back without them (rule T6).
     unfinished: Map<TaskId, TaskSpec>,
+    /// Small results since the last tick.
+    pub(crate) fresh: Vec<ObjectId>,
     pub(crate) next_tag: u64,
     pub(crate) uses: u64,
     next_heartbeat: Time,
@@ -69,6 +73,8 @@ impl Node {
             config,
             now: Time::default(),
             connected: false,
+            was_connected: false,
+            fresh: Vec::new(),
             held_back: Vec::new(),
             clients: Map::default(),
             jobs: Map::default(),
@@ -122,6 +128,7 @@ impl Node {
     fn tick(&mut self, effects: &mut Vec<Effect>) {
         self.look_at_executors(effects);
         self.look_at_memory(effects);
+        self.serve_small(effects);
         if self.now >= self.next_heartbeat {
             self.next_heartbeat = self.now + HEARTBEAT;
             if self.connected {
@@ -271,6 +278,9 @@ impl Node {
             ClientToNode::ReturnMemory(segments) => self.return_memory(client, segments, effects),
             ClientToNode::Evicted { object, freed } => self.evicted(client, object, freed, effects),
             ClientToNode::Blocked { tag, on } => {
+                if let Some(executor) = self.executor_of(client) {
+                    self.proved_claimed(executor, tag, effects);
+                }
                 if let Some((executor, task, attempt)) = self.running(client, tag) {
                     if let Some(known) = self.executors.get_mut(&executor) {
                         known.blocked = true;
@@ -389,11 +399,9 @@ impl Node {
     /// A stream to the head is open. On a new one after another, everything of the old is over (FENCE-1): the head is
     /// told anew what clients and objects there are, and sends its attempts anew.
     fn admitted(&mut self, effects: &mut Vec<Effect>) {
-        let first = !std::mem::replace(&mut self.connected, true)
-            && self.attempts.is_empty()
-            && self.next_heartbeat == Time::default();
+        self.connected = true;
+        let first = !std::mem::replace(&mut self.was_connected, true);
         if !first {
-            self.held_back.clear();
             self.end_all_attempts(effects);
             let mut clients: Vec<ClientId> = self.clients.keys().copied().collect();
             clients.sort_unstable();
@@ -685,6 +693,7 @@ impl Node {
 
     fn completed(&mut self, client: ClientId, completion: Completion, effects: &mut Vec<Effect>) {
         let Some(executor) = self.executor_of(client) else { return };
+        self.proved_claimed(executor, completion.tag, effects);
         let Some(task) = self.shift(executor, completion.tag) else { return };
         let Some(assigned) = self.attempts.get(&task) else { return };
         let spec = assigned.spec.clone();
@@ -719,10 +728,24 @@ impl Node {
                 (Outcome::Failed(failed.failure), if failed.retryable { Retry::Exception } else { Retry::No })
             }
         };
-        // What the executor was sent next runs already; it inherits.
-        let heir = self.executors.get(&executor).and_then(|known| known.sent.front()).map(|sent| sent.task);
+        if let Some(known) = self.executors.get_mut(&executor) {
+            known.ended = Some(Ended { task, outcome, retry, micros: completion.micros });
+        }
+        self.settle_ended(executor, effects);
+    }
+
+    /// Reports what an executor ended, as soon as it is certain what it runs now: while the next in its queue is being
+    /// taken back, nobody knows whether that inherits the lease (rules S2, S3).
+    pub(crate) fn settle_ended(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        if known.sent.front().is_some_and(|next| next.revoking) {
+            return;
+        }
+        let heir = known.sent.front().map(|next| next.task);
+        let Some(Ended { task, outcome, retry, micros }) = known.ended.take() else { return };
+        let client = known.client;
         let heir = heir.filter(|_| assigned_lease(&self.attempts, task));
-        self.end_attempt(task, Some(client), outcome, retry, completion.micros, heir, effects);
+        self.end_attempt(task, client, outcome, retry, micros, heir, effects);
         if self.executors.get(&executor).is_some_and(|known| known.sent.is_empty()) {
             self.became_idle(executor, effects);
         } else {

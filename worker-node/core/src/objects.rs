@@ -52,6 +52,8 @@ pub(crate) struct Object {
     pub(crate) evicting: bool,
     /// The head knows it.
     pub(crate) escaped: bool,
+    /// Other nodes may have it from here.
+    pub(crate) served: bool,
     /// Nobody can reach it: it goes when the last viewer does.
     pub(crate) freed: bool,
     /// Refs inside a put that has not escaped.
@@ -77,6 +79,7 @@ impl Default for Object {
             spilling: false,
             evicting: false,
             escaped: true,
+            served: false,
             freed: false,
             contains: Refs::new(),
             viewers: SmallVec::new(),
@@ -89,13 +92,14 @@ impl Default for Object {
 }
 
 impl Object {
-    /// Whether it can be handed out now.
+    /// Whether it can be handed out now. While its writer is asked to give it up it cannot: the range may be in use
+    /// again before the answer is here.
     pub(crate) fn is_here(&self) -> bool {
-        self.inline.is_some() || self.memory.is_some()
+        self.inline.is_some() || (self.memory.is_some() && !self.evicting)
     }
 
     pub(crate) fn has_copy(&self) -> bool {
-        self.is_here() || self.disk
+        self.inline.is_some() || self.memory.is_some() || self.disk
     }
 
     pub(crate) fn told(&mut self, client: ClientId) {
@@ -118,12 +122,15 @@ impl Object {
 
     /// Whether something still reads or writes its memory.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.viewers.is_empty() || self.spilling || matches!(self.fetch, Fetch::Pulling | Fetch::Restoring)
+        !self.viewers.is_empty()
+            || self.spilling
+            || self.evicting
+            || matches!(self.fetch, Fetch::Pulling | Fetch::Restoring)
     }
 
     /// Whether its memory could be given up in favour of a copy on disk.
     pub(crate) fn can_spill(&self) -> bool {
-        self.memory.is_some() && !self.is_busy() && !self.evicting && !self.freed && self.pins == 0
+        self.memory.is_some() && !self.is_busy() && !self.freed && self.pins == 0
     }
 }
 

@@ -75,6 +75,10 @@ impl Node {
         let use_number = self.next_use();
         let known = self.objects.entry(object).or_default();
         if known.has_copy() {
+            // Another attempt's result is here already.
+            if let PutValue::Stored(location) = value {
+                self.to_client(client, NodeToClient::RangesFreed(vec![location]), effects);
+            }
             return;
         }
         known.used = use_number;
@@ -89,9 +93,10 @@ impl Node {
                 known.inline = Some(bytes);
             }
         }
-        // Small values travel in messages; other nodes come for them only once the head's cache let them go.
         if self.objects.get(&object).is_some_and(|known| known.memory.is_some()) {
             self.serve(object, effects);
+        } else {
+            self.fresh.push(object);
         }
         self.came(object, effects);
     }
@@ -102,15 +107,25 @@ impl Node {
     }
 
     /// Other nodes may have it, from where it is now.
-    pub(crate) fn serve(&self, object: ObjectId, effects: &mut Vec<Effect>) {
-        let Some(known) = self.objects.get(&object) else { return };
-        let source = match (&known.inline, known.memory, known.disk) {
+    pub(crate) fn serve(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        let source = match (&known.inline, known.memory.filter(|_| !known.evicting), known.disk) {
             (_, Some(memory), _) => ServeFrom::Memory(memory.location),
             (Some(bytes), None, _) => ServeFrom::Inline(bytes.clone()),
             (None, None, true) => ServeFrom::Disk,
             (None, None, false) => return,
         };
+        known.served = true;
         effects.push(Effect::Serve { object, source });
+    }
+
+    /// Small results that outlived a tick: the head's cache may let go of them (rule R4).
+    pub(crate) fn serve_small(&mut self, effects: &mut Vec<Effect>) {
+        for object in std::mem::take(&mut self.fresh) {
+            if self.objects.get(&object).is_some_and(|known| !known.served && !known.freed) {
+                self.serve(object, effects);
+            }
+        }
     }
 
     // ---- asking ----
@@ -170,8 +185,10 @@ impl Node {
 
     /// Starts to bring an object here, unless that is under way.
     pub(crate) fn fetch(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
-        let Some(known) =
-            self.objects.get_mut(&object).filter(|known| !known.is_here() && known.fetch == Fetch::Idle)
+        let Some(known) = self
+            .objects
+            .get_mut(&object)
+            .filter(|known| !known.is_here() && !known.evicting && known.fetch == Fetch::Idle)
         else {
             return;
         };
@@ -286,10 +303,7 @@ impl Node {
             return;
         }
         let Some(gone) = self.objects.remove(&object) else { return };
-        if gone.escaped
-            && (gone.memory.is_some() || gone.disk || gone.inline.is_some())
-            && !(gone.memory.is_none() && !gone.disk && object.task().is_some())
-        {
+        if gone.served {
             effects.push(Effect::StopServing { object });
         }
         if gone.disk {
