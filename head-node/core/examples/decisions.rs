@@ -150,6 +150,7 @@ impl Bench {
         while more {
             more = self.head.step(self.now, Event::Tick, &mut self.effects);
         }
+        let mut returned = Vec::new();
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::ToNode { node, message: HeadToNode::Assign { spec, attempt, lease, .. } } => {
@@ -165,13 +166,30 @@ impl Bench {
                 }
                 Effect::ToNode { node, message: HeadToNode::Grant { task, attempt, .. } } => {
                     self.grants += 1;
-                    if let Some(waiting) = self.waiting.get_mut(&(node, task.seq % 20)) {
-                        waiting.retain(|(ahead, _)| *ahead != task);
+                    // Ignored if it started meanwhile by inheriting.
+                    let waiting = self.waiting.entry((node, task.seq % 20)).or_default();
+                    if let Some(at) = waiting.iter().position(|(ahead, _)| *ahead == task) {
+                        waiting.remove(at);
+                        self.at_nodes.push_back((node, task, attempt));
                     }
-                    self.at_nodes.push_back((node, task, attempt));
+                }
+                Effect::ToNode { node, message: HeadToNode::CallBack(attempts) } => {
+                    returned.push((node, attempts))
+                }
+                Effect::ToNode { message: HeadToNode::Cancel { task, attempt, reason, .. }, .. } => {
+                    panic!("{task}{attempt}: {reason}");
                 }
                 _ => {}
             }
+        }
+        for (node, mut attempts) in returned {
+            attempts.retain(|(task, _)| {
+                let waiting = self.waiting.entry((node, task.seq % 20)).or_default();
+                let before = waiting.len();
+                waiting.retain(|(ahead, _)| ahead != task);
+                waiting.len() < before
+            });
+            self.tell(node, NodeToHead::Returned(attempts));
         }
     }
 
