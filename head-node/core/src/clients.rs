@@ -1,14 +1,10 @@
 //! Clients attach and are gone; with its driver a job ends.
 
-use std::sync::Arc;
-
-use cluster_types::{ClientId, ClientKind, FailureKind, HeadToNode, JobId, Outcome, Set};
+use cluster_types::{ClientId, ClientKind, FailureKind, HeadToNode, JobId, Set};
 
 use crate::head::{Client, Head, Job, failure};
-use crate::nodes::Ghost;
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
-use crate::tasks::TaskState;
 
 impl Head {
     pub(crate) fn client_attached(&mut self, ix: NodeIx, client: ClientId, kind: ClientKind, job: JobId) {
@@ -72,6 +68,8 @@ impl Head {
                 self.drop_task(task, why);
             }
         }
+        // Should it come back (its node was out of touch), it submits again what it did not see ending.
+        self.tasks.forget_history_of(client);
         for at in 0..self.nodes.alive().len() {
             let node = self.nodes.alive()[at];
             self.send(node, HeadToNode::ClientGone(client));
@@ -92,6 +90,7 @@ impl Head {
             None => self.end_cancelled(ix),
             Some(node) if !task.cancelled => {
                 task.cancelled = true;
+                task.revived = false;
                 let id = task.spec.id;
                 let Some(attempt) = self.tasks.get(ix).map(|task| self.tasks.attempt_of(task)) else {
                     return;
@@ -102,33 +101,18 @@ impl Head {
         }
     }
 
-    /// Every task of the job ends now. `JobEnded` makes the nodes forget the attempts, so their leases are free; a
-    /// report that crosses it finds what it hands on among the node's ghosts.
+    /// Every task of the job ends: now, or, if a node has it, when the node answers the `Cancel`. Until then its lease
+    /// is booked, for what it holds (a GPU's memory, say) is not free before its process is gone.
     fn end_job(&mut self, id: JobId, why: &str) {
         let Some(job) = self.jobs.remove(&id) else { return };
         let mut submitters: Vec<_> = job.submitters.into_iter().collect();
         submitters.sort_unstable();
-        let why: Arc<str> = format!("its job {id} ended: {why}").into();
+        let why = format!("its job {id} ended: {why}");
         for client in submitters {
             for ix in self.tasks.submitted_by(client) {
-                let Some(task) = self.tasks.get(ix).filter(|task| task.spec.job == id) else { continue };
-                if let TaskState::Leased { node, lease, .. } = &task.state {
-                    let ghost = Ghost {
-                        since: self.now,
-                        task: task.spec.id,
-                        attempt: self.tasks.attempt_of(task),
-                        lease: lease.clone(),
-                    };
-                    let node = *node;
-                    if let Some(node) = self.nodes.get_mut(node) {
-                        node.ghosts.push_back(ghost);
-                    }
-                    self.nodes.mark_dirty(node);
+                if self.tasks.get(ix).is_some_and(|task| task.spec.job == id) {
+                    self.drop_task(ix, &why);
                 }
-                let task = task.spec.id;
-                self.detach(ix);
-                let failure = failure(FailureKind::Cancelled, why.clone(), Some(task));
-                self.finish(ix, Outcome::Failed(failure), None, None, 0);
             }
         }
         for at in 0..self.nodes.alive().len() {

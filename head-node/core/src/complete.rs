@@ -25,7 +25,7 @@ impl Head {
         started: Option<(TaskId, Attempt)>,
         micros: u64,
     ) {
-        // TASK-2: a stale report ends nothing; but the lease it hands on must still be booked for its heir.
+        // TASK-2: a stale report ends nothing; but what it says has started is booked.
         let current = self.tasks.current(id, attempt, node);
         let lease = match current {
             Some(ix) => {
@@ -34,7 +34,7 @@ impl Head {
                 }
                 self.detach(ix)
             }
-            None => self.take_ghost(node, id, attempt),
+            None => None,
         };
         let inherited =
             started.is_some_and(|(heir, attempt)| self.inherit(node, heir, attempt, lease.as_ref()));
@@ -42,6 +42,10 @@ impl Head {
             self.nodes.mark_dirty(node);
         }
         let Some(ix) = current else { return };
+        if self.is_revived_and_cancelled(ix, &outcome) {
+            self.enqueue(ix, true);
+            return;
+        }
         let may_retry = self.tasks.get(ix).is_some_and(|task| task.may_retry());
         let retried = retry != Retry::No && matches!(outcome, Outcome::Failed(_)) && may_retry;
         if retried {
@@ -55,10 +59,11 @@ impl Head {
         }
     }
 
-    fn take_ghost(&mut self, node: NodeIx, id: TaskId, attempt: Attempt) -> Option<Lease> {
-        let ghosts = &mut self.nodes.get_mut(node)?.ghosts;
-        let at = ghosts.iter().position(|ghost| ghost.task == id && ghost.attempt == attempt)?;
-        ghosts.remove(at).map(|ghost| ghost.lease)
+    /// Whether the attempt was cancelled with its job, and its submitter, back again, submitted the task anew meanwhile.
+    fn is_revived_and_cancelled(&mut self, ix: TaskIx, outcome: &Outcome) -> bool {
+        let Some(task) = self.tasks.get_mut(ix) else { return false };
+        let cancelled = matches!(outcome, Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled);
+        std::mem::take(&mut task.revived) && cancelled
     }
 
     /// Books `heir` in the lease that its node handed on to it. If a grant crossed the report, the inherited lease
@@ -84,12 +89,12 @@ impl Head {
             }
             return true;
         }
-        // The lease was given to somebody else meanwhile, or is not of the heir's shape: the heir starts over.
+        // A lease of another shape, or of nothing: the heir starts over.
         self.cancel_attempt(
             node,
             heir,
             attempt,
-            "its lease was not free any more; it starts again elsewhere",
+            "it started without a lease of its shape; it starts again elsewhere",
         );
         if self.tasks.get(ix).is_some_and(|task| task.cancelled) {
             self.end_cancelled(ix);

@@ -172,9 +172,6 @@ impl Head {
             if held_up {
                 node.last_heard = node.last_heard.max(now - Span(timeout.0 / 2));
             }
-            while node.ghosts.front().is_some_and(|ghost| now.since(ghost.since) > Span::secs(30)) {
-                node.ghosts.pop_front();
-            }
             let heard = now.since(node.last_heard);
             if heard > timeout {
                 silent.push((ix, heard));

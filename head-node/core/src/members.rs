@@ -69,7 +69,6 @@ impl Head {
             dirty: false,
             crowd_next: None,
             wanting: Vec::new(),
-            ghosts: Default::default(),
         });
         for at in 0..self.shapes.alive().len() {
             let shape = self.shapes.alive()[at];

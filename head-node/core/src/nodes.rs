@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use cluster_types::query::StoreUsage;
-use cluster_types::{
-    Attempt, ClientId, Incarnation, JobId, Lease, Map, NodeId, ObjectId, Set, Span, TaskId, Time,
-};
+use cluster_types::{ClientId, Incarnation, JobId, Map, NodeId, ObjectId, Set, Span, Time};
 
 use crate::ledger::Ledger;
 use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
@@ -45,17 +43,6 @@ pub(crate) struct Node {
     pub crowd_next: Option<(Time, Span)>,
     /// Promoted attempts that were sent ahead and want a lease.
     pub wanting: Vec<(TaskIx, u32)>,
-    /// Leases of ended jobs' attempts: a report that hands one on may be on its way.
-    pub ghosts: VecDeque<Ghost>,
-}
-
-/// A lease the head took back without asking.
-#[derive(Debug)]
-pub(crate) struct Ghost {
-    pub since: Time,
-    pub task: TaskId,
-    pub attempt: Attempt,
-    pub lease: Lease,
 }
 
 /// What of one shape is on one node.

@@ -18,7 +18,11 @@ const MOST_RETURNS: u32 = 100_000;
 impl Head {
     pub(crate) fn submit(&mut self, node: NodeIx, spec: TaskSpec) {
         // A repeat changes nothing (TASK-1).
-        if self.tasks.knows(spec.id) {
+        if let Some(known) = self.tasks.find(spec.id) {
+            self.revive(node, known);
+            return;
+        }
+        if self.tasks.ended(spec.id) {
             return;
         }
         if let Err(reason) = self.check_spec(node, &spec) {
@@ -77,6 +81,29 @@ impl Head {
             }
         } else {
             self.enqueue(task_ix, false);
+        }
+    }
+
+    /// The task was cancelled because its submitter was out of touch; it is back, and still wants it.
+    fn revive(&mut self, node: NodeIx, ix: TaskIx) {
+        let Some(task) = self.tasks.get_mut(ix).filter(|task| task.cancelled) else { return };
+        let spec = task.spec.clone();
+        if !self
+            .clients
+            .get(&spec.id.client)
+            .is_some_and(|client| client.node == node && client.job == spec.job)
+        {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&spec.job) else { return };
+        job.submitters.insert(spec.id.client);
+        task.cancelled = false;
+        task.revived = true;
+        for index in 0..spec.template.num_returns {
+            let object = self.objects.find_or_insert(spec.id.result(index), || ObjectValue::Pending(ix));
+            if let Some(object) = self.objects.get_mut(object) {
+                object.own = true;
+            }
         }
     }
 

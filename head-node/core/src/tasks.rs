@@ -40,6 +40,8 @@ pub(crate) struct Task {
     pub promoted: bool,
     /// Nobody wants it any more; it ends when its node says so.
     pub cancelled: bool,
+    /// It was cancelled with its job, and submitted again before its node had answered.
+    pub revived: bool,
     pub state: TaskState,
 }
 
@@ -82,7 +84,7 @@ pub(crate) struct Tasks {
     stamps: u32,
     term: u32,
     history: VecDeque<Ended>,
-    history_ids: Set<TaskId>,
+    history_ids: Map<ClientId, Set<u64>>,
     history_kept: usize,
     /// Ended since the start: well, and not.
     pub finished: u64,
@@ -98,7 +100,7 @@ impl Tasks {
             stamps: 0,
             term,
             history: VecDeque::new(),
-            history_ids: Set::default(),
+            history_ids: Map::default(),
             history_kept,
             finished: 0,
             failed: 0,
@@ -117,13 +119,8 @@ impl Tasks {
         self.submitters.get(&id.client)?.get(&id.seq).copied()
     }
 
-    /// Whether the task is live or remembered.
-    pub fn knows(&self, id: TaskId) -> bool {
-        self.find(id).is_some() || self.ended(id)
-    }
-
     pub fn ended(&self, id: TaskId) -> bool {
-        self.history_ids.contains(&id)
+        self.history_ids.get(&id.client).is_some_and(|ended| ended.contains(&id.seq))
     }
 
     pub fn get(&self, ix: TaskIx) -> Option<&Task> {
@@ -155,6 +152,7 @@ impl Tasks {
             submitted: now,
             promoted: false,
             cancelled: false,
+            revived: false,
             state: TaskState::Waiting { missing: 0 },
         });
         self.submitters.entry(id.client).or_default().insert(id.seq, ix);
@@ -181,13 +179,27 @@ impl Tasks {
             None => self.finished += 1,
             Some(_) => self.failed += 1,
         }
-        self.history_ids.insert(ended.id);
+        self.history_ids.entry(ended.id.client).or_default().insert(ended.id.seq);
         self.history.push_back(ended);
         while self.history.len() > self.history_kept {
             if let Some(oldest) = self.history.pop_front() {
-                self.history_ids.remove(&oldest.id);
+                self.forget_ended(oldest.id);
             }
         }
+    }
+
+    fn forget_ended(&mut self, id: TaskId) {
+        if let Some(ended) = self.history_ids.get_mut(&id.client) {
+            ended.remove(&id.seq);
+            if ended.is_empty() {
+                self.history_ids.remove(&id.client);
+            }
+        }
+    }
+
+    /// What the client submits from now on is new, whatever it submitted before.
+    pub fn forget_history_of(&mut self, client: ClientId) {
+        self.history_ids.remove(&client);
     }
 
     /// TASK-2: the task whose current attempt, on this node, this is.

@@ -184,7 +184,8 @@ pub enum HeadToNode {
         /// Its description.
         info: Arc<JobInfo>,
     },
-    /// The job is over: end its executors, forget its tasks.
+    /// The job is over: end its executors. Each of its attempts here was told `Cancel` before, and is answered for by
+    /// `Done` (or `Returned`): until then the head keeps its lease booked.
     JobEnded(JobId),
     /// Run this. With a lease: as soon as its arguments are here. Without: prefetched, it starts only by inheriting a
     /// lease of its own shape, or by `Grant` (rule S2).
@@ -210,7 +211,7 @@ pub enum HeadToNode {
     },
     /// Give back what has not started of these; the answer is `Returned` for those, nothing for the others.
     CallBack(Vec<(TaskId, Attempt)>),
-    /// End this attempt: it was cancelled or superseded.
+    /// End this attempt: it was cancelled or superseded. Answered by `Done` or `Returned`, unless it ended already.
     Cancel {
         /// The task.
         task: TaskId,

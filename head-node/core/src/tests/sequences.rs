@@ -158,7 +158,7 @@ fn elsewhere_the_driver_is_told_once_and_the_task_waits() {
 }
 
 #[test]
-fn a_drivers_end_ends_its_job_everywhere_and_frees_its_leases() {
+fn a_drivers_end_ends_its_job_everywhere_and_its_leases_when_the_nodes_say_so() {
     let mut scene = Scene::cluster(&[0, 1]);
     let running = scene.submit(&[]);
     let ahead = scene.submit(&[]);
@@ -167,15 +167,18 @@ fn a_drivers_end_ends_its_job_everywhere_and_frees_its_leases() {
     assert_eq!(assigned.iter().map(|a| a.task).collect::<Vec<_>>(), [running, ahead]);
     scene.tell(1, NodeToHead::ClientGone { client: DRIVER });
     let heard = scene.heard(2);
+    assert_eq!(heard.iter().filter(|message| matches!(message, HeadToNode::Cancel { .. })).count(), 2);
     assert!(heard.contains(&HeadToNode::JobEnded(JOB)));
     assert!(heard.contains(&HeadToNode::ClientGone(DRIVER)));
-    // A report that crosses the end of the job: the node is told to stop the heir.
+    // A report that crosses the end of the job; then the heir's own.
     scene.done_and_started(&assigned[0], inline(b""), Some(&assigned[1]));
-    assert!(matches!(scene.heard(2).as_slice(), [HeadToNode::Cancel { task, .. }] if *task == ahead));
+    scene.ended(&assigned[1], failed(FailureKind::Cancelled), Retry::No, None);
+    assert_eq!(scene.head.tasks.iter().count(), 0);
+    assert_eq!(scene.head.objects.len(), 0);
 }
 
 #[test]
-fn an_heir_of_a_lease_whose_job_ended_keeps_it() {
+fn an_heir_from_another_job_keeps_the_lease_of_a_job_that_ended() {
     let mut scene = Scene::cluster(&[0, 1]);
     let other_driver = ClientId(0xe);
     let other_job = JobId(8);
@@ -190,11 +193,43 @@ fn an_heir_of_a_lease_whose_job_ended_keeps_it() {
     scene.tell(1, NodeToHead::Submit(spec));
     let assigned = scene.assigned();
     assert_eq!(assigned[1].task, heir);
-    // The job ends; the heir is granted what is free now, while the node has already handed the lease on.
     scene.tell(1, NodeToHead::ClientGone { client: DRIVER });
     scene.done_and_started(&assigned[0], inline(b""), Some(&assigned[1]));
     scene.done(&assigned[1], inline(b"mine"));
     assert!(matches!(scene.finished(1, heir), Some(FinishedOutcome::Ok(_))));
+}
+
+#[test]
+fn a_driver_that_was_out_of_touch_submits_again_and_its_tasks_run_again() {
+    let mut scene = Scene::cluster(&[0, 1]);
+    let template = scene.template("f", Resources::cpus(1));
+    let running = scene.spec(DRIVER, template.clone(), &[]);
+    let queued = scene.spec(DRIVER, template.clone(), &[]);
+    let third = scene.spec(DRIVER, template, &[]);
+    for spec in [&running, &queued, &third] {
+        scene.tell(1, NodeToHead::Submit(spec.clone()));
+    }
+    let assigned = scene.assigned();
+    scene.disconnect(1);
+    scene.join(1, Resources::cpus(0));
+    scene.driver(1);
+    for spec in [&running, &queued, &third] {
+        scene.tell(1, NodeToHead::Submit(spec.clone()));
+    }
+    // Only now node 2 says that the attempts it was to cancel ended.
+    for assigned in &assigned {
+        scene.ended(assigned, failed(FailureKind::Cancelled), Retry::No, None);
+    }
+    assert_eq!(scene.heard(1), []);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        for assigned in scene.assigned() {
+            seen.push(assigned.task);
+            scene.done(&assigned, inline(b"1"));
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [running.id, queued.id, third.id]);
 }
 
 #[test]

@@ -233,8 +233,9 @@ fn a_function_is_sent_to_a_node_once_and_freed_there_in_the_end() {
     for _ in 0..2 {
         scene.submit(&[]);
         for message in scene.heard(2) {
-            if let HeadToNode::Assign { located, .. } = message {
+            if let HeadToNode::Assign { spec, attempt, lease, located } = message {
                 count_located.push(located.len());
+                scene.done(&Assigned { node: node(2), task: spec.id, attempt, lease }, inline(b""));
             }
         }
     }
