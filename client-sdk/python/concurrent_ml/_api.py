@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 from . import _logs, _native, _options, _state
 from ._embedded import Embedded
 from ._native import ObjectRef
-from .exceptions import ClusterConnectionError, GetTimeoutError
+from .exceptions import ClusterConnectionError, ConnectionRefusedByClusterError, ForkedError, GetTimeoutError
 
 T = TypeVar("T")
 
@@ -45,22 +45,31 @@ def init(
     >>> cml.shutdown()
     """
     with _state.lock:
+        if _state.is_fork:
+            raise ForkedError(
+                "this process was forked from one that is connected to a cluster, and a connection does not survive a "
+                "fork: start it with multiprocessing's `spawn` method, or use the cluster only in the parent"
+            )
         if _state.client is not None:
             if ignore_reinit_error or _state.is_executor:
                 return
-            raise RuntimeError("init() was called before: this program is connected already; call shutdown() first to connect anew")
+            raise RuntimeError(
+                "init() was called before: this program is connected already; call shutdown() first to connect anew"
+            )
         offer = {
             "num_cpus": None if num_cpus is None else _options.amount("num_cpus", num_cpus),
             "num_gpus": None if num_gpus is None else _options.amount("num_gpus", num_gpus),
             "memory": None if memory is None else _options.amount("memory", memory),
             "resources": _options.amounts("resources", resources),
             "labels": dict(labels or {}),
-            "object_store_memory": None if object_store_memory is None else _options.amount("object_store_memory", object_store_memory),
+            "object_store_memory": None
+            if object_store_memory is None
+            else _options.amount("object_store_memory", object_store_memory),
         }
         info = _job_info(namespace, _options.runtime_env("runtime_env", runtime_env), log_to_driver)
         if address is None:
             address = os.environ.get("CLUSTER_ADDRESS") or None
-        if address in ("local", None):
+        if address == "local" or address is None:
             embedded = Embedded(offer)
             try:
                 client = _native.Client.driver(embedded.token, info, socket=embedded.socket)
@@ -69,14 +78,13 @@ def init(
                 raise
             _state.embedded = embedded
         else:
-            assert address is not None
             given = [name for name, value in offer.items() if value not in (None, {})]
             if given:
                 raise ValueError(f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources")
             client = _connect(address, info)
         _state.client = client
         _state.generation += 1
-        _logs.start(client)
+        _state.printer = _logs.Printer(client)
 
 
 def _job_info(namespace: str | None, runtime_env: Mapping[str, Any], log_to_driver: bool) -> dict[str, Any]:
@@ -102,45 +110,70 @@ def _run_dir() -> Path:
     return Path(runtime, "concurrent-ml") if runtime else Path(f"/tmp/concurrent-ml-{os.getuid()}")
 
 
-def _token(directory: Path) -> str:
+def _token(directory: Path) -> tuple[str, str]:
+    """The cluster's secret; where there is none, where it was looked for."""
     if os.environ.get("CLUSTER_TOKEN"):
-        return os.environ["CLUSTER_TOKEN"]
+        return os.environ["CLUSTER_TOKEN"], ""
     path = Path(os.environ.get("CLUSTER_TOKEN_FILE") or directory / "token")
     try:
-        return path.read_text().strip()
+        return path.read_text().strip(), ""
     except OSError as error:
-        raise ClusterConnectionError(
-            f"no token: CLUSTER_TOKEN is not set and {path} cannot be read ({error.strerror}). Copy the token from the machine where `cluster up` ran"
-        ) from None
+        return "", f"CLUSTER_TOKEN is not set and {path} cannot be read ({error.strerror})"
 
 
-def _connect(address: str, info: dict[str, Any]) -> _native.Client:
+def _check_address(address: str) -> None:
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264")
-    directory = _run_dir()
-    token = _token(directory)
-    # A daemon of that cluster on this machine shares its memory.
+
+
+def _here(directory: Path) -> dict[str, Any]:
+    """What `cluster up` wrote about this machine's daemons."""
     try:
         here = json.loads((directory / "cluster.json").read_text())
     except (OSError, ValueError):
-        here = {}
-    if here.get("address") == address and os.path.exists(here.get("node_socket") or ""):
-        return _native.Client.driver(token, info, socket=here["node_socket"])
-    return _native.Client.driver(token, info, address=address)
+        return {}
+    return here if isinstance(here, dict) else {}
+
+
+def _connect(address: str, info: dict[str, Any]) -> _native.Client:
+    directory = _run_dir()
+    here = _here(directory)
+    if address == "auto":
+        address = here.get("address") or ""
+        if not address:
+            raise ClusterConnectionError(
+                f'init("auto") joins the cluster of this machine, but {directory} names none: run `cluster up`, or set '
+                "CLUSTER_DIR"
+            )
+    _check_address(address)
+    token, without = _token(directory)
+    try:
+        # A daemon of that cluster on this machine shares its memory.
+        if here.get("address") == address and os.path.exists(here.get("node_socket") or ""):
+            return _native.Client.driver(token, info, socket=here["node_socket"])
+        return _native.Client.driver(token, info, address=address)
+    except ConnectionRefusedByClusterError as error:
+        if without:
+            raise ConnectionRefusedByClusterError(
+                f"the cluster at {address} wants a token, and there is none: {without}. "
+                "Copy it from the machine where `cluster up` ran"
+            ) from None
+        raise error from None
 
 
 def shutdown() -> None:
     """Disconnects; a cluster of the program's own ends. Without a connection, does nothing."""
     with _state.lock:
         client, embedded = _state.client, _state.embedded
-        if client is None or _state.is_executor:
+        if client is None or _state.is_executor or _state.is_fork:
             return
-        _logs.drain(client)
-        _state.client = None
-        _state.embedded = None
+        printer = _state.printer
+        _state.client = _state.embedded = _state.printer = None
         _state.generation += 1
         client.disconnect()
+        if printer is not None:
+            printer.finish()
         if embedded is not None:
             embedded.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -25,6 +26,8 @@ def find_binary() -> str:
     """The `cluster` command that came with this package."""
     named = os.environ.get("CLUSTER_BINARY")
     if named:
+        if not os.access(named, os.X_OK):
+            raise ClusterConnectionError(f"CLUSTER_BINARY is {named}, and there is no program of that name")
         return named
     places = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
     for scheme in ("posix_user", "posix_prefix"):
@@ -40,7 +43,8 @@ def find_binary() -> str:
     if found:
         return found
     raise ClusterConnectionError(
-        f"the `cluster` command is missing: looked in {', '.join(places)} and PATH. Reinstall concurrent-ml, or name the command in CLUSTER_BINARY"
+        f"the `cluster` command is missing: looked in {', '.join(dict.fromkeys(places))} and PATH. "
+        "Reinstall concurrent-ml, or name the command in CLUSTER_BINARY"
     )
 
 
@@ -99,6 +103,14 @@ class Embedded:
         self._log.flush()
         text = Path(self._log.name).read_text(errors="replace").strip()
         return f"It said: {text[-2000:]}" if text else "It said nothing."
+
+    def disown(self) -> None:
+        """In a forked child of the program: the cluster is its parent's and must not outlive that."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._process.returncode = 0  # no child of this process
 
     def end(self) -> None:
         """Ends the child and waits for it; nothing is left."""

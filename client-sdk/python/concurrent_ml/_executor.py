@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -11,9 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from . import _native, _state, exceptions
+from . import _native, _state, _zygote, exceptions
+from ._lines import Lines
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+FUNCTIONS_KEPT = 256
+"""Functions that an executor keeps loaded; the longest unused goes first, and is fetched again when it is needed."""
 
 
 class Cancelled(BaseException):
@@ -23,21 +25,13 @@ class Cancelled(BaseException):
 def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
     """Runs tasks until the daemon says that there will be no more, or goes away."""
     client = _native.Client.executor(token, socket_path, executor, page_fd)
-    _state.client = client
-    _state.is_executor = True
-    _state.generation += 1
+    _state.become_executor(client)
+    sys.stdout = Lines(client, to_stderr=False)
+    sys.stderr = Lines(client, to_stderr=True)
     loop = _Loop(client)
-    sys.stdout = _Lines(client, stderr=False)
-    sys.stderr = _Lines(client, stderr=True)
     signal.signal(signal.SIGINT, loop.interrupted)
-    while True:
-        try:
-            task = client.next_task()
-        except exceptions.ClusterError:
-            return
-        if task is None:
-            return
-        loop.run(task)
+    while loop.next():
+        pass
 
 
 class _Loop:
@@ -47,33 +41,50 @@ class _Loop:
         self.threads = _Threads()
 
     def interrupted(self, _number: int, _frame: object) -> None:
+        """SIGINT: the daemon has written which task is to stop (rule E3); anything else that sends it is ignored."""
         if self.client.take_cancel():
             raise Cancelled
 
-    def run(self, task: _native.Task) -> None:
+    def next(self) -> bool:
+        """One task; false when there will be none any more. Nothing of a task stays here when it has ended."""
+        try:
+            task = self.client.next_task()
+        except (exceptions.ClusterError, Cancelled):
+            return False
+        if task is None:
+            return False
         _state.task = task
+        try:
+            self.run(task)
+        except exceptions.ClusterClosedError:
+            return False
+        except exceptions.ConnectionLostError:
+            return False
+        finally:
+            _state.task = None
+        return True
+
+    def run(self, task: _native.Task) -> None:
         try:
             self.threads.allow(task.num_cpus)
             result = self.call(task)
-            self.flush()
+            _finish_lines()
             task.finish(result)
         except Cancelled:
-            self.flush()
-            task.fail(f"task {task.name} ({task.task_id}) was cancelled: {task.cancel_reason() or 'on request'}", b"", False, True)
-        except (SystemExit, GeneratorExit):
-            self.flush()
+            _finish_lines()
+            reason = task.cancel_reason() or "on request"
+            task.fail(f"task {task.name} ({task.task_id}) was cancelled: {reason}", b"", False, True)
+        except SystemExit as leaving:
+            # The daemon tells the submitter how this process ended, and the task is tried again elsewhere.
+            print(f"task {task.name} ended its process: {leaving!r}", file=sys.stderr)
+            _finish_lines()
             raise
         except BaseException as error:
-            self.flush()
+            _finish_lines()
             self.failed(task, error)
-        finally:
-            _state.task = None
 
     def call(self, task: _native.Task) -> Any:
-        key = task.function_id
-        function = self.functions.get(key)
-        if function is None:
-            function = self.functions[key] = task.function()
+        function = self.function(task)
         args, kwargs = task.arguments()
         task.enter()
         try:
@@ -81,91 +92,85 @@ class _Loop:
         finally:
             task.leave()
 
+    def function(self, task: _native.Task) -> Callable[..., Any]:
+        key = task.function_id
+        function = self.functions.get(key)
+        if function is None:
+            function = self.functions[key] = task.function()
+            if len(self.functions) > FUNCTIONS_KEPT:
+                self.functions.popitem(last=False)
+        else:
+            self.functions.move_to_end(key)
+        return function
+
     def failed(self, task: _native.Task, error: BaseException) -> None:
-        where = f"task {task.name} ({task.task_id}#{task.attempt}) in process {os.getpid()} on node {self.client.node_id}"
-        told = _trimmed(error)
-        payload = exceptions._describe(error, task.task_id, where, told)
-        task.fail(f"{where} raised {type(error).__name__}: {error}"[:2000], payload, self.retryable(task, error), False)
+        where = (
+            f"task {task.name} ({task.task_id}, attempt {task.attempt}) "
+            f"in executor {os.getpid()} on node {self.client.node_id}"
+        )
+        story = exceptions._story(error, task.task_id, where, _traceback_of(error))
+        message = f"{where} raised {exceptions._summary(error)}"[:2000]
+        task.fail(message, story, _is_retryable(task, error), False)
 
-    def retryable(self, task: _native.Task, error: BaseException) -> bool:
-        wanted = task.retry_exceptions
-        if not wanted:
-            return False
-        import pickle
 
+def _is_retryable(task: _native.Task, error: BaseException) -> bool:
+    wanted = task.retry_exceptions
+    if not wanted:
+        return False
+    try:
         kinds = pickle.loads(wanted)
-        return isinstance(error, Exception) if kinds is True else isinstance(error, kinds)
-
-    def flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+    except Exception:  # a class that cannot be loaded here is none that was raised here
+        return False
+    return isinstance(error, Exception) if kinds is True else isinstance(error, kinds)
 
 
-def _trimmed(error: BaseException) -> str:
+def _traceback_of(error: BaseException) -> str:
     """The traceback as the user's code has it, without our own frames."""
     own = os.path.dirname(__file__)
     told = traceback.TracebackException.from_exception(error)
-    part: traceback.TracebackException | None = told
-    while part is not None:
-        part.stack = traceback.StackSummary.from_list([frame for frame in part.stack if not frame.filename.startswith(own)])
-        part = part.__cause__ or part.__context__
+    todo, seen = [told], set()
+    while todo:
+        part = todo.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        frames = [frame for frame in part.stack if not frame.filename.startswith(own)]
+        part.stack = traceback.StackSummary.from_list(frames)
+        todo += [other for other in (part.__cause__, part.__context__) if other is not None]
+        todo += part.exceptions or []
     return "".join(told.format())
+
+
+def _finish_lines() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            if isinstance(stream, Lines):
+                stream.finish()
+        except (OSError, ValueError, AttributeError):
+            pass  # user code put something else there, and closed it
 
 
 class _Threads:
     """Sizes the numeric libraries' thread pools to the CPUs of the task, unless the user set them."""
 
     def __init__(self) -> None:
-        self.by_user = any(name in os.environ for name in _THREAD_VARIABLES)
-        self.now = 0
+        users = getattr(_zygote, "user_threads", {})
+        self.by_user = any(value is not None for value in users.values())
+        # The zygote started with one thread.
+        self.now = 1
 
     def allow(self, cpus: float) -> None:
+        """Called before each task."""
         wanted = max(1, int(cpus))
-        # The zygote started with one thread, so nothing is to be done for tasks of one CPU.
-        if self.by_user or wanted == (self.now or 1):
+        if self.by_user or wanted == self.now:
             return
         self.now = wanted
+        # For libraries that are imported from now on, and for programs that the task starts.
+        for name in _zygote.THREAD_VARIABLES:
+            os.environ[name] = str(wanted)
         try:
             import threadpoolctl
         except ImportError:
-            for name in _THREAD_VARIABLES:
-                os.environ[name] = str(wanted)
             return
         threadpoolctl.threadpool_limits(limits=wanted)
-
-
-class _Lines(io.TextIOBase):
-    """A text stream whose whole lines go to the driver, with the task that printed them."""
-
-    def __init__(self, client: _native.Client, stderr: bool) -> None:
-        self.client = client
-        self.to_stderr = stderr
-        self.rest = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8"
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 2 if self.to_stderr else 1
-
-    def isatty(self) -> bool:
-        return False
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            self.send(line)
-        return len(text)
-
-    def flush(self) -> None:
-        if self.rest:
-            rest, self.rest = self.rest, ""
-            self.send(rest)
-
-    def send(self, line: str) -> None:
-        task = _state.task
-        self.client.log(line, self.to_stderr, task.task_id if task else None, task.name if task else None)

@@ -10,6 +10,7 @@ from . import _native
 
 if TYPE_CHECKING:
     from ._embedded import Embedded
+    from ._logs import Printer
 
 client: _native.Client | None = None
 """The connection; `None` before `init` and after `shutdown`."""
@@ -17,8 +18,14 @@ client: _native.Client | None = None
 embedded: Embedded | None = None
 """The cluster that this driver started for itself, if it did."""
 
+printer: Printer | None = None
+"""What shows executors' prints in this driver."""
+
 is_executor = False
 """Whether this process was started by the cluster to run tasks."""
+
+is_fork = False
+"""Whether this process was forked, by user code, from one that was connected."""
 
 task: _native.Task | None = None
 """The task that this executor runs."""
@@ -36,9 +43,31 @@ def connected() -> _native.Client:
         return client
     from ._api import init
 
-    init()
+    with lock:
+        if client is None:
+            init()
     assert client is not None
     return client
 
 
-os.register_at_fork(after_in_child=_native.mark_forked)
+def become_executor(connection: _native.Client) -> None:
+    """This process runs tasks from now on."""
+    global client, is_executor, generation
+    client = connection
+    is_executor = True
+    generation += 1
+
+
+def _forked() -> None:
+    """In the child: the connection is its parent's, and calls say so (rule P6)."""
+    global is_fork, lock, embedded
+    _native.mark_forked()
+    is_fork = client is not None
+    # Another thread of the parent may have held it.
+    lock = threading.RLock()
+    if embedded is not None:
+        embedded.disown()
+        embedded = None
+
+
+os.register_at_fork(after_in_child=_forked)

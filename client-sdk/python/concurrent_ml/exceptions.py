@@ -43,6 +43,10 @@ class ObjectStoreFullError(ClusterError, MemoryError):
     """A value can never fit the object store."""
 
 
+class ObjectTooLargeError(ObjectStoreFullError):
+    """A value is larger than the object store can ever be."""
+
+
 class OutOfDiskError(ClusterError, OSError):
     """The store is full and the disk that it spills to as well."""
 
@@ -99,29 +103,85 @@ def _class_for(cause: type[BaseException]) -> type[TaskError]:
     if known is not None:
         return known
     made: type[TaskError] = TaskError
-    if not issubclass(cause, TaskError) and issubclass(cause, Exception):
+    if issubclass(cause, TaskError):
+        made = cause
+    elif issubclass(cause, Exception):
         try:
             made = type(f"TaskError({cause.__name__})", (TaskError, cause), {"__module__": __name__})
-            made.__new__(made)
-        except Exception:
+        except TypeError:  # a final class, say
             made = TaskError
-    elif issubclass(cause, TaskError):
-        made = cause
-    _classes[cause] = made
+    if len(_classes) < 10_000:  # classes made inside functions are new each time
+        _classes[cause] = made
     return made
 
 
+def _instance(kind: type[TaskError], args: tuple[Any, ...]) -> TaskError:
+    """Without `__init__`, which may want anything; some built-in ones read their arguments before it."""
+    for given in (args, ()):
+        try:
+            return kind.__new__(kind, *given)
+        except Exception:
+            continue
+    return TaskError.__new__(TaskError)
+
+
+def _summary(error: BaseException) -> str:
+    """What Python shows of it in the last line of a traceback."""
+    try:
+        text = str(error)
+    except Exception as worse:
+        text = f"(its text cannot be made: {type(worse).__name__})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _pickled(cause: BaseException | None) -> bytes | None:
+    """An exception as bytes that are certain to become one again; `None` if there are none."""
     if cause is None:
         return None
     import cloudpickle
 
+    def tried(value: Any) -> bytes | None:
+        try:
+            data = cloudpickle.dumps(value)
+            return data if isinstance(pickle.loads(data), BaseException) else None
+        except Exception:
+            return None
+
+    return tried(cause) or tried(_Parts(cause))
+
+
+class _Parts:
+    """An exception whose `__init__` takes other arguments, or that carries something that cannot be pickled: its
+    class, its `args` and those of its attributes that can.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle
+
+        def can(value: Any) -> bool:
+            try:
+                cloudpickle.dumps(value)
+            except Exception:
+                return False
+            return True
+
+        cause = self.cause
+        args = tuple(arg if can(arg) else repr(arg) for arg in cause.args)
+        state = {name: value for name, value in vars(cause).items() if can(value)}
+        return _from_parts, (type(cause), args, state)
+
+
+def _from_parts(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     try:
-        pickled = cloudpickle.dumps(cause)
-        pickle.loads(pickled)
-        return pickled
+        error = kind.__new__(kind, *args)
     except Exception:
-        return None
+        error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 def _rebuild(text: str, traceback: str, task: str | None, pickled: bytes | None) -> TaskError:
@@ -134,21 +194,21 @@ def _rebuild(text: str, traceback: str, task: str | None, pickled: bytes | None)
     return _make(text, traceback, task, cause)
 
 
-def _make(text: str, traceback: str, task: str | None, cause: BaseException | None, base: type[BaseException] | None = None) -> TaskError:
-    kind = type(cause) if cause is not None else base
+def _make(
+    text: str,
+    traceback: str,
+    task: str | None,
+    cause: BaseException | None,
+    nearest: type[BaseException] | None = None,
+) -> TaskError:
     if isinstance(cause, TaskError):
         # A task failed because another did: the first one's story is the one to tell.
         return cause
-    class_ = _class_for(kind) if kind is not None else TaskError
-    try:
-        error = class_.__new__(class_)
-    except Exception:
-        error = TaskError.__new__(TaskError)
-    if cause is not None:
-        error.args = cause.args
-        error.__dict__.update(getattr(cause, "__dict__", {}))
-    else:
-        error.args = (text,)
+    kind = type(cause) if cause is not None else nearest
+    args = cause.args if cause is not None else (text,)
+    error = _instance(_class_for(kind) if kind is not None else TaskError, args)
+    error.args = args
+    error.__dict__.update(getattr(cause, "__dict__", {}))
     error.cause = cause
     error.remote_traceback = traceback
     error.task_id = task
@@ -156,18 +216,32 @@ def _make(text: str, traceback: str, task: str | None, cause: BaseException | No
     return error
 
 
-def _describe(cause: BaseException, task: str, where: str, traceback: str) -> bytes:
+_STORY_MAX = 60_000
+"""A failure's payload has at most 64 KiB."""
+
+
+def _story(cause: BaseException, task: str, where: str, traceback: str) -> bytes:
     """An exception as bytes: itself if it can be pickled, else what can be told of it."""
     pickled = _pickled(cause)
-    nearest = next((base for base in type(cause).__mro__ if base.__module__ == "builtins"), Exception)
-    summary = f"{type(cause).__name__}: {cause}"
-    text = f"{summary}\n\n{where} raised:\n{traceback}".rstrip()
-    story = (text, traceback, task, pickled, nearest.__name__)
-    data = pickle.dumps(story)
-    if len(data) > 60_000:
-        short = (text[:8000], traceback[-8000:], task, pickled if pickled and len(pickled) < 40_000 else None, nearest.__name__)
-        data = pickle.dumps(short)
-    return data
+    # Which of its classes the driver is certain to have, should it not have the exception's own.
+    nearest = next((kind for kind in type(cause).__mro__ if kind.__module__ == "builtins"), Exception).__name__
+
+    def told(summary: str, traceback: str, pickled: bytes | None) -> bytes:
+        text = f"{summary}\n\n{where} raised:\n{traceback}".rstrip()
+        return pickle.dumps((text, traceback, task, pickled, nearest))
+
+    story = told(_summary(cause), traceback, pickled)
+    if len(story) <= _STORY_MAX:
+        return story
+    summary, traceback = _shortened(_summary(cause), 8_000), _shortened(traceback, 12_000)
+    story = told(summary, traceback, pickled)
+    return story if len(story) <= _STORY_MAX else told(summary, traceback, None)
+
+
+def _shortened(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}\n[{len(text) - length} characters left out]\n{text[-length // 2 :]}"
 
 
 _KINDS: dict[str, type[ClusterError]] = {
@@ -177,7 +251,7 @@ _KINDS: dict[str, type[ClusterError]] = {
     "Unschedulable": TaskUnschedulableError,
     "ObjectLost": ObjectLostError,
     "ObjectFreed": ObjectFreedError,
-    "ObjectTooLarge": ObjectStoreFullError,
+    "ObjectTooLarge": ObjectTooLargeError,
     "OutOfDisk": OutOfDiskError,
     "Internal": InternalError,
 }

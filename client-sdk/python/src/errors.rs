@@ -33,6 +33,7 @@ pub(crate) fn client_error(py: Python<'_>, error: ClientError, interrupt: Option
         ClientError::TimedOut => raise(py, "GetTimeoutError", error.to_string()),
         ClientError::NoMemory(ref failure) => match failure.kind {
             FailureKind::OutOfDisk => raise(py, "OutOfDiskError", error.to_string()),
+            FailureKind::ObjectTooLarge => raise(py, "ObjectTooLargeError", error.to_string()),
             _ => raise(py, "ObjectStoreFullError", error.to_string()),
         },
         ClientError::Forked { .. } => raise(py, "ForkedError", error.to_string()),

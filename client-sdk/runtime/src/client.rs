@@ -508,16 +508,20 @@ impl Shared {
         let capacity = self.welcome.store_capacity;
         if len as u64 > capacity {
             return too_large(format!(
-                "a value of {len} bytes can never fit the object store of {capacity} bytes; split it, or give the \
-                 store more memory (object_store_memory)"
+                "a value of {} can never fit the object store of {}; split it, or give the store more memory \
+                 (object_store_memory)",
+                mib(len as u64),
+                mib(capacity)
             ));
         }
         // Room for the message around it.
         let travels = MAX_FRAME - 4096;
         if !self.shares_memory && len > travels {
             return too_large(format!(
-                "a value of {len} bytes is too large for a driver that shares no memory with a daemon: such a driver \
-                 can send at most {travels} bytes in one value; split it, or run the driver on a machine of the cluster"
+                "a value of {} is too large for a driver that shares no memory with a daemon: such a driver can send \
+                 at most {} in one value; split it, or run the driver on a machine of the cluster",
+                mib(len as u64),
+                mib(travels as u64)
             ));
         }
         Ok(())
@@ -579,4 +583,9 @@ impl Shared {
         // Wakes whoever still reads.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
+}
+
+/// A size for people.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -87,7 +87,7 @@ fn what_can_never_fit_says_so() {
         other => panic!("{other:?}"),
     };
     assert_eq!(too_large(MEMORY_MAX + 1), "the store is too small");
-    assert!(too_large(2 << 30).contains("object store of 1073741824 bytes"));
+    assert!(too_large(2 << 30).contains("object store of 1024.0 MiB"));
 }
 
 #[test]

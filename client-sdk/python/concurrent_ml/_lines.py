@@ -1,0 +1,93 @@
+"""Standard output and error of an executor: whole lines, sent to the driver with the task that printed them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+
+from . import _native, _state
+
+LINE_MAX = 64 << 10
+"""A line longer than this is sent in pieces."""
+
+
+class Lines(io.TextIOBase):
+    """A text stream for one of the two. A line goes out when it ends, or when its task does."""
+
+    def __init__(self, client: _native.Client, to_stderr: bool) -> None:
+        self.client = client
+        self.to_stderr = to_stderr
+        self.rest = ""
+        self.lock = threading.Lock()
+        self.buffer = _Bytes(self)
+
+    encoding = "utf-8"  # type: ignore[assignment]
+    errors = "replace"  # type: ignore[assignment]
+
+    @property
+    def name(self) -> str:
+        """As of the stream it stands for."""
+        return "<stderr>" if self.to_stderr else "<stdout>"
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor that the daemon reads for what comes past this stream."""
+        return 2 if self.to_stderr else 1
+
+    def isatty(self) -> bool:
+        """False."""
+        return False
+
+    def write(self, text: str) -> int:
+        """Keeps what is no whole line yet."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        with self.lock:
+            *lines, self.rest = (self.rest + text).split("\n")
+            if len(self.rest) > LINE_MAX:
+                lines.append(self.rest)
+                self.rest = ""
+        for line in lines:
+            self.send(line)
+        return len(text)
+
+    def finish(self) -> None:
+        """The task has ended: what it began is a line."""
+        with self.lock:
+            rest, self.rest = self.rest, ""
+        if rest:
+            self.send(rest)
+
+    def send(self, line: str) -> None:
+        """One line, as a terminal would show it: of a progress bar, the last state."""
+        line = line.removesuffix("\r").rpartition("\r")[2]
+        if _state.is_fork:
+            # The connection is the parent's; the daemon reads the descriptors too.
+            with contextlib.suppress(OSError):
+                os.write(self.fileno(), f"{line}\n".encode(errors="replace"))
+            return
+        task = _state.task
+        self.client.log(line, self.to_stderr, task.task_id if task else None, task.name if task else None)
+
+
+class _Bytes(io.RawIOBase):
+    """What `sys.stdout.buffer` is for."""
+
+    def __init__(self, text: Lines) -> None:
+        self.text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.text.fileno()
+
+    def write(self, data: object) -> int:  # type: ignore[override]
+        raw = bytes(data)  # type: ignore[call-overload]
+        self.text.write(raw.decode("utf-8", "replace"))
+        return len(raw)
