@@ -121,7 +121,7 @@ def use(pair):
     return pair[1] == cml.get_runtime_context().get_node_id()
 
 ref = make.remote()
-cml.wait([ref])
+cml.wait([ref], fetch_local=False)
 print([cml.get(use.remote(ref)) for _ in range(10)].count(True))
 """
     assert a.python(text).stdout.strip() == "10"

@@ -1,12 +1,17 @@
-//! Runs many seeds, or one: `simulate --seeds N [--from M]`, `simulate --seed N`.
+//! Runs many seeds, or one: `simulate --seeds N [--from M]`, `simulate --seed N [--watch WORD]`.
 
 use simulation::{run, Plan};
 
 fn main() -> std::process::ExitCode {
     let mut from = 0;
     let mut seeds = 1_000;
+    let mut watch = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
+        if name == "--watch" {
+            watch = arguments.next();
+            continue;
+        }
         let Some(value) = arguments.next().and_then(|text| text.parse::<u64>().ok()) else {
             eprintln!("{name} wants a number");
             return std::process::ExitCode::from(2);
@@ -16,14 +21,14 @@ fn main() -> std::process::ExitCode {
             "--from" => from = value,
             "--seed" => (from, seeds) = (value, 1),
             _ => {
-                eprintln!("unknown option {name}; there are --seeds N, --from N and --seed N");
+                eprintln!("unknown option {name}; there are --seeds N, --from N, --seed N and --watch WORD");
                 return std::process::ExitCode::from(2);
             }
         }
     }
     let (mut steps, mut ran, mut read) = (0, 0, 0);
     for seed in from..from + seeds {
-        match run(Plan::small(seed)) {
+        match run(Plan { watch: watch.clone(), ..Plan::small(seed) }) {
             Ok(report) => {
                 steps += report.steps;
                 ran += report.ran;

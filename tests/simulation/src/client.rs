@@ -41,7 +41,6 @@ pub enum Doing {
 pub struct Process {
     pub core: ClientCore,
     pub id: ClientId,
-    pub job: JobId,
     pub node: NodeId,
     /// Its number at its daemon, if it is an executor.
     pub executor: Option<u32>,
@@ -52,6 +51,8 @@ pub struct Process {
     pub refs: Vec<ObjectId>,
     pub allocator: Allocator,
     pub leased: BTreeMap<SegmentId, u64>,
+    /// Segments asked for that have not come.
+    pub requested: u32,
     /// Puts that wait for memory: size, and what is inside.
     pub waiting_puts: VecDeque<(u64, Refs)>,
     /// The function every task of this process calls.
@@ -63,7 +64,6 @@ impl Process {
         Self {
             core: ClientCore::new(id, job),
             id,
-            job,
             node,
             executor,
             doing,
@@ -71,6 +71,7 @@ impl Process {
             refs: Vec::new(),
             allocator: Allocator::new(),
             leased: BTreeMap::new(),
+            requested: 0,
             waiting_puts: VecDeque::new(),
             function: None,
         }

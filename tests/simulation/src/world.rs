@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client_core::{HandleSource, Reading};
+use cluster_store::alloc::Allocator;
 use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, PutValue, RunTask};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
@@ -172,6 +173,12 @@ impl World {
         while let Some(((time, _), arrival)) = self.queue.pop_first() {
             self.now = time;
             self.report.steps += 1;
+            if let Some(word) = &self.plan.watch {
+                let line = format!("{:>9} {arrival:?}", time.0);
+                if line.contains(word.as_str()) {
+                    eprintln!("{}", line.chars().take(400).collect::<String>());
+                }
+            }
             if self.trace.len() == 40 {
                 self.trace.pop_front();
             }
@@ -200,16 +207,30 @@ impl World {
     fn hanging(&mut self) -> String {
         let mut lines = Vec::new();
         for (id, process) in &self.processes {
-            if let Doing::Waiting { on, .. } = &process.doing {
-                lines.push(format!("driver {id} waits for {on:?}"));
-            }
-            if let Doing::Running { run, children, .. } = &process.doing {
-                lines.push(format!("executor {id} runs {} and waits for {children:?}", run.spec.id));
-            }
+            let doing = match &process.doing {
+                Doing::Gone => continue,
+                Doing::Idle => format!("is idle, {} tasks in its inbox", process.inbox.len()),
+                Doing::Driving { actions } => format!(
+                    "has {actions} actions left, {} unfinished tasks, {} puts waiting for memory",
+                    process.core.unfinished(),
+                    process.waiting_puts.len()
+                ),
+                Doing::Waiting { on, .. } => {
+                    let on: Vec<_> = on.iter().filter(|object| !process.core.is_here(**object)).collect();
+                    format!("waits for {on:?}")
+                }
+                Doing::Running { run, children, .. } => format!("runs {} and waits for {children:?}", run.spec.id),
+            };
+            lines.push(format!("{id} on {} {doing}", process.node));
         }
         let mut effects = Vec::new();
-        self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Tasks { limit: 20 } }, &mut effects);
-        format!("{} | the head: {effects:?}", lines.join("; "))
+        self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Tasks { limit: 10_000 } }, &mut effects);
+        if let Some(head_core::Effect::Reply { reply: Ok(QueryReply::Tasks(tasks)), .. }) = effects.pop() {
+            for task in tasks.iter().filter(|task| !["finished", "failed"].contains(&task.state.as_str())) {
+                lines.push(format!("task {} is {} on {}", task.task, task.state, task.node));
+            }
+        }
+        lines.join("; ")
     }
 
     fn finish(&mut self) -> Result<Report, String> {
@@ -360,6 +381,12 @@ impl World {
             host.core.step(self.now, event, &mut effects);
             host.core.check_invariants().map_err(|error| format!("node {node}: {error}"))?;
             for effect in effects {
+                if let Some(word) = &self.plan.watch {
+                    let line = format!("{:>9}   {node} -> {effect:?}", self.now.0);
+                    if line.contains(word.as_str()) {
+                        eprintln!("{}", line.chars().take(400).collect::<String>());
+                    }
+                }
                 if let Some(event) = self.node_effect(node, effect)? {
                     events.push_back(event);
                 }
@@ -539,6 +566,7 @@ impl World {
             Some(NodeToClient::Segment { segment, len, writable: true }) => {
                 process.allocator.add_segment(segment, len).map_err(|error| format!("a segment is leased twice: {error}"))?;
                 process.leased.insert(segment, len);
+                process.requested = process.requested.saturating_sub(1);
                 self.puts_go_on(client)?;
             }
             Some(NodeToClient::Run(run)) => process.inbox.push_back(run),
@@ -571,6 +599,10 @@ impl World {
         match &process.doing {
             Doing::Waiting { on, actions } => {
                 let (on, actions) = (on.clone(), *actions);
+                // What was evicted meanwhile has to be asked for again.
+                for object in &on {
+                    process.core.want(*object, true);
+                }
                 if on.iter().all(|object| process.core.is_here(*object)) {
                     process.doing = Doing::Driving { actions };
                     for object in on {
@@ -581,6 +613,10 @@ impl World {
             }
             Doing::Idle => self.next_task(client)?,
             Doing::Running { run, children, blocked: true } => {
+                let children = children.clone();
+                for child in &children {
+                    process.core.want(*child, true);
+                }
                 if children.iter().all(|child| process.core.is_here(*child)) {
                     let tag = run.tag;
                     if let Doing::Running { blocked, .. } = &mut process.doing {
@@ -630,7 +666,14 @@ impl World {
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         process.reuse_freed()?;
         while let Some((size, contains)) = process.waiting_puts.front().cloned() {
-            let Some(location) = process.allocator.alloc(size) else { break };
+            let Some(location) = process.allocator.alloc(size) else {
+                // What came for it was used by another, or was recalled.
+                if process.requested == 0 {
+                    process.requested += 1;
+                    process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
+                }
+                break;
+            };
             process.waiting_puts.pop_front();
             let node = process.node;
             for inner in &contains {
@@ -659,7 +702,8 @@ impl World {
             process.core.add_handle(*inner, HandleSource::Elsewhere);
         }
         process.waiting_puts.push_back((size, contains));
-        process.core.push(ClientToNode::RequestMemory { bytes: size });
+        process.requested += 1;
+        process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
     }
 
     /// A few of the refs that a process has.
@@ -854,8 +898,10 @@ impl World {
         let keep = self.random.one_in(20);
         let size = self.random.between(5_000, 1 << 20);
         let stored = self.random.one_in(4);
-        let inner = self.some_refs(client, 1);
+        let mut inner = self.some_refs(client, 1);
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        // What exists already cannot contain what is being returned: cycles of refs are never freed.
+        inner.retain(|object| process.core.is_here(*object));
         let Doing::Running { run, .. } = &process.doing else { return Ok(()) };
         if run.tag != tag {
             return Ok(());
@@ -881,8 +927,9 @@ impl World {
             };
             results.push(ExecutorResult { value, contains });
         }
-        if stored && process.leased.is_empty() {
-            process.core.push(ClientToNode::RequestMemory { bytes: size });
+        if stored && process.leased.is_empty() && process.requested == 0 {
+            process.requested += 1;
+            process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
         }
         process.core.end_task_cover();
         process.core.push(ClientToNode::Completed(Completion { tag, result: Ok(results), micros: 100 }));
