@@ -10,7 +10,7 @@
 >>> cml.shutdown()
 """
 
-from . import exceptions
+from . import _native, exceptions
 from ._api import (
     available_resources,
     cluster_resources,
@@ -23,9 +23,10 @@ from ._api import (
     wait,
 )
 from ._context import RuntimeContext, get_runtime_context
-from ._native import VERSION as __version__
 from ._native import ObjectRef
 from ._remote import RemoteFunction, remote
+
+__version__ = _native.VERSION
 
 __all__ = [
     "ObjectRef",

@@ -80,7 +80,9 @@ def init(
         else:
             given = [name for name, value in offer.items() if value not in (None, {})]
             if given:
-                raise ValueError(f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources")
+                raise ValueError(
+                    f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources"
+                )
             client = _connect(address, info)
         _state.client = client
         _state.generation += 1

@@ -1,4 +1,4 @@
-"""`await ref` and `ref.future()`: no thread waits for one ref (rule: one descriptor per event loop, drained in batches)."""
+"""`await ref` and `ref.future()`: no thread waits for one ref; an event loop polls one descriptor for all (rule E5)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,11 @@ class Embedded:
         for name, value in (options.get("labels") or {}).items():
             command += ["--label", f"{name}={value}"]
         self.token = secrets.token_hex(16)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_") or name == "CLUSTER_LOG"}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("CLUSTER_") or name == "CLUSTER_LOG"
+        }
         environment["CLUSTER_TOKEN"] = self.token
         self._log = open(os.path.join(self.dir, "log"), "w+b")  # noqa: SIM115 - it stays open as long as the child lives
         self._process = subprocess.Popen(
@@ -92,7 +96,9 @@ class Embedded:
         poll.register(out.fileno(), select.POLLIN | select.POLLHUP)
         while not line.endswith(b"\n"):
             if not poll.poll(max(0, (deadline - time.monotonic()) * 1000)):
-                raise ClusterConnectionError(f"the embedded cluster did not start within {START_TIMEOUT:.0f} s. {self._said()}")
+                raise ClusterConnectionError(
+                    f"the embedded cluster did not start within {START_TIMEOUT:.0f} s. {self._said()}"
+                )
             more = os.read(out.fileno(), 4096)
             if not more:
                 raise ClusterConnectionError(f"the embedded cluster could not start. {self._said()}")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import threading
+from typing import Any
 
 from . import _native, _state
 
@@ -23,8 +24,8 @@ class Lines(io.TextIOBase):
         self.lock = threading.Lock()
         self.buffer = _Bytes(self)
 
-    encoding = "utf-8"  # type: ignore[assignment]
-    errors = "replace"  # type: ignore[assignment]
+    encoding = "utf-8"
+    errors = "replace"
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ class _Bytes(io.RawIOBase):
     def fileno(self) -> int:
         return self.text.fileno()
 
-    def write(self, data: object) -> int:  # type: ignore[override]
-        raw = bytes(data)  # type: ignore[call-overload]
+    def write(self, data: Any) -> int:
+        raw = bytes(data)
         self.text.write(raw.decode("utf-8", "replace"))
         return len(raw)

@@ -120,7 +120,9 @@ def _retries(key: str, value: Any) -> int:
 def _retry_exceptions(key: str, value: Any) -> bool | tuple[type[BaseException], ...]:
     if isinstance(value, bool):
         return value
-    if isinstance(value, list | tuple) and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in value):
+    if isinstance(value, list | tuple) and all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
+    ):
         return tuple(value)
     raise TypeError(f"{key} is {value!r}; it must be True, False or a list of exception classes")
 
@@ -141,7 +143,9 @@ def runtime_env(key: str, value: Any) -> dict[str, Any]:
         if name not in _RUNTIME_ENV:
             raise ValueError(f"{key} has the key {name!r}; there is {', '.join(sorted(_RUNTIME_ENV))}")
     variables = value.get("env_vars") or {}
-    if not isinstance(variables, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in variables.items()):
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, str) for k, v in variables.items()
+    ):
         raise TypeError(f"{key}['env_vars'] is {variables!r}; it must map strings to strings")
     return {"env_vars": dict(variables)}
 
@@ -154,7 +158,7 @@ def _strategy(key: str, value: Any) -> str:
 
 _NOT_YET = {
     "max_calls": "an executor runs any number of tasks",
-    "accelerator_type": "ask for a custom resource instead, like resources={\"a100\": 1}",
+    "accelerator_type": 'ask for a custom resource instead, like resources={"a100": 1}',
 }
 
 _CHECKS = {

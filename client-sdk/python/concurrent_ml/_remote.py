@@ -5,7 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from . import _native, _state
 from ._native import ObjectRef
@@ -32,19 +44,23 @@ class RemoteFunction(Generic[P, R]):
     8
     """
 
+    __name__: str
+    __wrapped__: Callable[P, R]
+
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         self._function = function
         self._options = options
         self._native: _native.Function | None = None
         self._generation = 0
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast(Any, self), function)
 
     if not TYPE_CHECKING:  # to a type checker it cannot be called
 
-        def __call__(self, *_args, **_kwargs):
+        def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
             name = getattr(self._function, "__name__", "f")
             raise TypeError(
-                f"{name} is a remote function: call {name}.remote(...), or its plain function as {name}.__wrapped__(...)"
+                f"{name} is a remote function: call {name}.remote(...), "
+                f"or its plain function as {name}.__wrapped__(...)"
             )
 
     @overload
@@ -131,29 +147,32 @@ def _short_name(function: Callable[..., Any]) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _parameters(
-    function: Callable[..., Any],
-) -> tuple[list[tuple[str, bool]], int | None, int, int | None, bool] | None:
+def _parameters(function: Callable[..., Any]) -> dict[str, Any] | None:
     """What the native module checks in a moment: see `Parameters` there. `None` where it cannot be known."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return None
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    in_order = [p for p in named if p.kind is not p.KEYWORD_ONLY]
     required = [p for p in named if p.default is p.empty]
     kinds = {p.kind for p in parameters}
-    return (
-        [(p.name, p.default is p.empty) for p in named],
-        None if inspect.Parameter.VAR_POSITIONAL in kinds else len(in_order),
-        sum(p.kind is p.POSITIONAL_ONLY for p in named),
-        None if any(p.kind is p.KEYWORD_ONLY for p in required) else len(required),
-        inspect.Parameter.VAR_KEYWORD in kinds,
-    )
+    return {
+        "names": [(p.name, p.default is p.empty) for p in named],
+        "positional": None
+        if inspect.Parameter.VAR_POSITIONAL in kinds
+        else sum(p.kind is not p.KEYWORD_ONLY for p in named),
+        "positional_only": sum(p.kind is p.POSITIONAL_ONLY for p in named),
+        "required": None if any(p.kind is p.KEYWORD_ONLY for p in required) else len(required),
+        "any_names": inspect.Parameter.VAR_KEYWORD in kinds,
+    }
 
 
 def _complain(
-    function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: TypeError | None = None
+    function: Callable[..., Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: TypeError | None = None,
 ) -> None:
     """Raises what is wrong with a call's arguments; called by the native module when something seems to be."""
     try:

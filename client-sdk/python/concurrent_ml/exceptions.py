@@ -7,7 +7,9 @@ An exception that a task raised arrives as a `TaskError` that is *also* of the e
 from __future__ import annotations
 
 import builtins
+import contextlib
 import pickle
+import types
 from typing import Any
 
 
@@ -115,14 +117,23 @@ def _class_for(cause: type[BaseException]) -> type[TaskError]:
     return made
 
 
-def _instance(kind: type[TaskError], args: tuple[Any, ...]) -> TaskError:
-    """Without `__init__`, which may want anything; some built-in ones read their arguments before it."""
-    for given in (args, ()):
+def _instance(kind: type[BaseException], given: tuple[Any, ...]) -> BaseException:
+    """Made without an `__init__` of the user's, which may want anything; that of a built-in class is run."""
+    for arguments in (given, ()):
         try:
-            return kind.__new__(kind, *given)
+            error = kind.__new__(kind, *arguments)
         except Exception:
             continue
+        if isinstance(kind.__init__, types.WrapperDescriptorType):
+            with contextlib.suppress(Exception):
+                error.__init__(*arguments)
+        return error
     return TaskError.__new__(TaskError)
+
+
+def _given(error: BaseException) -> tuple[Any, ...]:
+    """What it was made from: its `args`, and for a built-in class that leaves some out of them, those too."""
+    return OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args  # type: ignore[index]
 
 
 def _summary(error: BaseException) -> str:
@@ -169,17 +180,15 @@ class _Parts:
             return True
 
         cause = self.cause
-        args = tuple(arg if can(arg) else repr(arg) for arg in cause.args)
+        args = tuple(arg if can(arg) else repr(arg) for arg in _given(cause))
         state = {name: value for name, value in vars(cause).items() if can(value)}
         return _from_parts, (type(cause), args, state)
 
 
 def _from_parts(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    try:
-        error = kind.__new__(kind, *args)
-    except Exception:
-        error = kind.__new__(kind)
-    error.args = args
+    error = _instance(kind, args)
+    if not isinstance(error, OSError):  # which keeps its file's name out of them
+        error.args = args
     error.__dict__.update(state)
     return error
 
@@ -205,9 +214,10 @@ def _make(
         # A task failed because another did: the first one's story is the one to tell.
         return cause
     kind = type(cause) if cause is not None else nearest
-    args = cause.args if cause is not None else (text,)
-    error = _instance(_class_for(kind) if kind is not None else TaskError, args)
-    error.args = args
+    given = _given(cause) if cause is not None else (text,)
+    error = _instance(_class_for(kind) if kind is not None else TaskError, given)
+    assert isinstance(error, TaskError)
+    error.args = cause.args if cause is not None else given
     error.__dict__.update(getattr(cause, "__dict__", {}))
     error.cause = cause
     error.remote_traceback = traceback
@@ -224,7 +234,9 @@ def _story(cause: BaseException, task: str, where: str, traceback: str) -> bytes
     """An exception as bytes: itself if it can be pickled, else what can be told of it."""
     pickled = _pickled(cause)
     # Which of its classes the driver is certain to have, should it not have the exception's own.
-    nearest = next((kind for kind in type(cause).__mro__ if kind.__module__ == "builtins"), Exception).__name__
+    nearest = next(
+        (kind for kind in type(cause).__mro__ if kind.__module__ == "builtins"), Exception
+    ).__name__
 
     def told(summary: str, traceback: str, pickled: bytes | None) -> bytes:
         text = f"{summary}\n\n{where} raised:\n{traceback}".rstrip()

@@ -27,7 +27,10 @@ pub(crate) struct Function {
     complain: Py<PyAny>,
 }
 
-/// What a call's arguments must be like, so that a wrong call fails where it is written and not on some node.
+/// What a call's arguments must be like, so that a wrong call fails where it is written and not on some node. From a
+/// dict with these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
 struct Parameters {
     /// In order, keyword-only ones last: name, and whether it has no default.
     names: Vec<(String, bool)>,
@@ -85,7 +88,7 @@ impl Function {
         retry_exceptions: Vec<u8>,
         env_vars: BTreeMap<String, String>,
         spread: bool,
-        parameters: Option<(Vec<(String, bool)>, Option<usize>, usize, Option<usize>, bool)>,
+        parameters: Option<Parameters>,
         complain: Py<PyAny>,
     ) -> PyResult<Self> {
         let mut request = Resources {
@@ -108,9 +111,6 @@ impl Function {
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
         };
-        let parameters = parameters.map(|(names, positional, positional_only, required, any_names)| {
-            Parameters { names, positional, positional_only, required, any_names }
-        });
         Ok(Self {
             client: client.inner.clone(),
             template: Arc::new(template),
