@@ -1,6 +1,6 @@
 //! Runs many seeds, or one: `simulate --seeds N [--from M]`, `simulate --seed N [--watch WORD]`.
 
-use simulation::{run, Plan};
+use simulation::{Plan, run};
 
 fn main() -> std::process::ExitCode {
     let mut from = 0;

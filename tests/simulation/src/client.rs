@@ -19,7 +19,10 @@ pub fn encode(object: ObjectId, contains: &[ObjectId]) -> Bytes {
 
 /// The inverse of [`encode`].
 pub fn decode(bytes: &[u8]) -> Vec<ObjectId> {
-    bytes.chunks_exact(16).map(|chunk| ObjectId::from_bytes(chunk.try_into().expect("chunks of 16"))).collect()
+    bytes
+        .chunks_exact(16)
+        .map(|chunk| ObjectId::from_bytes(chunk.try_into().expect("chunks of 16")))
+        .collect()
 }
 
 /// What a process is doing.
@@ -80,7 +83,9 @@ impl Process {
     /// Ranges the core says are free go back to the allocator.
     pub fn reuse_freed(&mut self) -> Result<(), String> {
         for range in self.core.take_freed() {
-            self.allocator.free(range).map_err(|error| format!("P1: {} frees {range:?}: {error}", self.id))?;
+            self.allocator
+                .free(range)
+                .map_err(|error| format!("P1: {} frees {range:?}: {error}", self.id))?;
         }
         Ok(())
     }

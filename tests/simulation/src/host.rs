@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use cluster_store::alloc::Allocator;
-use cluster_types::{Amount, ClientId, Failure, FailureKind, Incarnation, JobId, Location, NodeId, ObjectId, Resources, SegmentId, Span};
+use cluster_types::{
+    Amount, ClientId, Failure, FailureKind, Incarnation, JobId, Location, NodeId, ObjectId, Resources,
+    SegmentId, Span,
+};
 use worker_core::{Node, NodeConfig, ServeFrom};
 
 /// Bytes each machine's store may use: little, so that it is full at times.
@@ -83,7 +86,9 @@ impl Host {
             }
             let segment = SegmentId(OWN_SEGMENTS + self.own_segments);
             self.own_segments += 1;
-            self.own.add_segment(segment, Allocator::segment_len(size).max(1 << 20)).expect("a new segment is new");
+            self.own
+                .add_segment(segment, Allocator::segment_len(size).max(1 << 20))
+                .expect("a new segment is new");
         };
         self.memory.insert((location.segment, location.offset), object);
         location
@@ -98,7 +103,9 @@ impl Host {
     pub fn serves(&self, object: ObjectId) -> Result<(), Failure> {
         let right = match self.served.get(&object) {
             None => return Err(no(FailureKind::ObjectLost, "not served")),
-            Some(ServeFrom::Memory(location)) => self.memory.get(&(location.segment, location.offset)) == Some(&object),
+            Some(ServeFrom::Memory(location)) => {
+                self.memory.get(&(location.segment, location.offset)) == Some(&object)
+            }
             Some(ServeFrom::Disk) => self.spilled.contains_key(&object),
             Some(ServeFrom::Inline(_)) => true,
         };

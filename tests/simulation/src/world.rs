@@ -9,13 +9,14 @@ use cluster_store::alloc::Allocator;
 use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, PutValue, RunTask};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
-    Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId, NodeToClient,
-    NodeToHead, ObjectId, Payload, Refs, Resources, Span, TaskId, TaskTemplate, Time, Value, PROTOCOL_VERSION,
+    Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId,
+    NodeToClient, NodeToHead, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId,
+    TaskTemplate, Time, Value,
 };
 use head_core::{Head, HeadConfig};
 
-use crate::client::{decode, encode, Doing, Process};
-use crate::host::{no, Executor, Host, Slot};
+use crate::client::{Doing, Process, decode, encode};
+use crate::host::{Executor, Host, Slot, no};
 use crate::plan::{Plan, Report};
 use crate::random::Random;
 use crate::streams::Streams;
@@ -35,18 +36,54 @@ enum Arrival {
     HeadTick,
     NodeTick(NodeId),
     Connect(NodeId),
-    AtHead { node: NodeId, incarnation: Incarnation, message: NodeToHead },
-    LinkClosed { node: NodeId, incarnation: Incarnation },
-    AtNode { node: NodeId, incarnation: Incarnation, message: HeadToNode },
-    FromClient { node: NodeId, client: ClientId, message: ClientToNode },
-    AtClient { client: ClientId, message: NodeToClient },
+    AtHead {
+        node: NodeId,
+        incarnation: Incarnation,
+        message: NodeToHead,
+    },
+    LinkClosed {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    AtNode {
+        node: NodeId,
+        incarnation: Incarnation,
+        message: HeadToNode,
+    },
+    FromClient {
+        node: NodeId,
+        client: ClientId,
+        message: ClientToNode,
+    },
+    AtClient {
+        client: ClientId,
+        message: NodeToClient,
+    },
     /// The edge of a node finished something.
-    Done { node: NodeId, event: worker_core::Event },
-    Pulled { node: NodeId, object: ObjectId, size: u64, source: NodeId },
-    ExecutorBorn { node: NodeId, executor: u32 },
-    ExecutorGone { node: NodeId, executor: u32, cause: &'static str },
+    Done {
+        node: NodeId,
+        event: worker_core::Event,
+    },
+    Pulled {
+        node: NodeId,
+        object: ObjectId,
+        size: u64,
+        source: NodeId,
+    },
+    ExecutorBorn {
+        node: NodeId,
+        executor: u32,
+    },
+    ExecutorGone {
+        node: NodeId,
+        executor: u32,
+        cause: &'static str,
+    },
     Act(ClientId),
-    Finish { client: ClientId, tag: u64 },
+    Finish {
+        client: ClientId,
+        tag: u64,
+    },
     KillNode,
     BornNode,
 }
@@ -160,7 +197,8 @@ impl World {
         let job = JobId(self.fresh() as u32);
         let doing = Doing::Driving { actions: self.plan.actions };
         self.processes.insert(id, Process::new(id, job, node, None, doing));
-        let kind = ClientKind::Driver { job, info: Arc::new(JobInfo { log_to_driver: true, ..JobInfo::default() }) };
+        let kind =
+            ClientKind::Driver { job, info: Arc::new(JobInfo { log_to_driver: true, ..JobInfo::default() }) };
         let event = worker_core::Event::ClientAttached { client: id, pid: 1, kind, shares_memory: true };
         self.after(3_000, 5_000, Arrival::Done { node, event });
         self.after(6_000, 9_000, Arrival::Act(id));
@@ -219,12 +257,18 @@ impl World {
                     let on: Vec<_> = on.iter().filter(|object| !process.core.is_here(**object)).collect();
                     format!("waits for {on:?}")
                 }
-                Doing::Running { run, children, .. } => format!("runs {} and waits for {children:?}", run.spec.id),
+                Doing::Running { run, children, .. } => {
+                    format!("runs {} and waits for {children:?}", run.spec.id)
+                }
             };
             lines.push(format!("{id} on {} {doing}", process.node));
         }
         let mut effects = Vec::new();
-        self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Tasks { limit: 10_000 } }, &mut effects);
+        self.head.step(
+            self.now,
+            head_core::Event::Query { number: 0, query: Query::Tasks { limit: 10_000 } },
+            &mut effects,
+        );
         if let Some(head_core::Effect::Reply { reply: Ok(QueryReply::Tasks(tasks)), .. }) = effects.pop() {
             for task in tasks.iter().filter(|task| !["finished", "failed"].contains(&task.state.as_str())) {
                 lines.push(format!("task {} is {} on {}", task.task, task.state, task.node));
@@ -236,14 +280,22 @@ impl World {
     fn finish(&mut self) -> Result<Report, String> {
         let mut effects = Vec::new();
         self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Status }, &mut effects);
-        let Some(head_core::Effect::Reply { reply: Ok(QueryReply::Status(status)), .. }) = effects.pop() else {
+        let Some(head_core::Effect::Reply { reply: Ok(QueryReply::Status(status)), .. }) = effects.pop()
+        else {
             return Err("the head does not say how it is".to_owned());
         };
         if status.objects != 0 {
-            self.head.step(self.now, head_core::Event::Query { number: 0, query: Query::Objects { limit: 10 } }, &mut effects);
+            self.head.step(
+                self.now,
+                head_core::Event::Query { number: 0, query: Query::Objects { limit: 10 } },
+                &mut effects,
+            );
             return Err(format!("REF-2: {} objects are left: {effects:?}", status.objects));
         }
-        let pending: u64 = ["waiting", "queued", "prefetched", "running"].iter().filter_map(|state| status.tasks.get(*state)).sum();
+        let pending: u64 = ["waiting", "queued", "prefetched", "running"]
+            .iter()
+            .filter_map(|state| status.tasks.get(*state))
+            .sum();
         if pending != 0 {
             return Err(format!("TASK-1: {pending} tasks have not ended: {:?}", status.tasks));
         }
@@ -252,7 +304,11 @@ impl World {
         }
         for (node, host) in &self.hosts {
             if !host.served.is_empty() || !host.spilled.is_empty() {
-                return Err(format!("REF-2: node {node} still has {:?} and {:?}", host.served.keys(), host.spilled.keys()));
+                return Err(format!(
+                    "REF-2: node {node} still has {:?} and {:?}",
+                    host.served.keys(),
+                    host.spilled.keys()
+                ));
             }
         }
         self.report.seconds = self.now.0 as f64 / 1e6;
@@ -272,8 +328,12 @@ impl World {
                 self.node_step(node, worker_core::Event::Tick)
             }
             Arrival::Connect(node) => self.connect(node),
-            Arrival::AtHead { node, incarnation, message } => self.head_step(head_core::Event::FromNode { node, incarnation, message }),
-            Arrival::LinkClosed { node, incarnation } => self.head_step(head_core::Event::NodeDisconnected { node, incarnation }),
+            Arrival::AtHead { node, incarnation, message } => {
+                self.head_step(head_core::Event::FromNode { node, incarnation, message })
+            }
+            Arrival::LinkClosed { node, incarnation } => {
+                self.head_step(head_core::Event::NodeDisconnected { node, incarnation })
+            }
             Arrival::AtNode { node, incarnation, message } => {
                 let current = match (&message, self.hosts.get_mut(&node)) {
                     (HeadToNode::Admitted { .. }, Some(host)) => {
@@ -285,7 +345,9 @@ impl World {
                 };
                 if current { self.node_step(node, worker_core::Event::FromHead(message)) } else { Ok(()) }
             }
-            Arrival::FromClient { node, client, message } => self.node_step(node, worker_core::Event::FromClient { client, message }),
+            Arrival::FromClient { node, client, message } => {
+                self.node_step(node, worker_core::Event::FromClient { client, message })
+            }
             Arrival::AtClient { client, message } => self.at_client(client, message),
             Arrival::Done { node, event } => self.node_step(node, event),
             Arrival::Pulled { node, object, size, source } => self.pulled(node, object, size, source),
@@ -345,7 +407,9 @@ impl World {
                         self.say(Stream::ToNode(node), Arrival::AtNode { node, incarnation, message });
                     }
                 }
-                head_core::Effect::RefuseNode { reason, .. } => return Err(format!("a node was refused: {reason}")),
+                head_core::Effect::RefuseNode { reason, .. } => {
+                    return Err(format!("a node was refused: {reason}"));
+                }
                 head_core::Effect::CloseNode { node, reason, .. } => {
                     if self.hosts.contains_key(&node) {
                         return Err(format!("a living node was given up: {reason}"));
@@ -358,9 +422,14 @@ impl World {
     }
 
     fn kill_node(&mut self) -> Result<(), String> {
-        let with_driver: BTreeSet<NodeId> =
-            self.processes.values().filter(|process| process.executor.is_none()).map(|process| process.node).collect();
-        let free: Vec<NodeId> = self.hosts.keys().copied().filter(|node| !with_driver.contains(node)).collect();
+        let with_driver: BTreeSet<NodeId> = self
+            .processes
+            .values()
+            .filter(|process| process.executor.is_none())
+            .map(|process| process.node)
+            .collect();
+        let free: Vec<NodeId> =
+            self.hosts.keys().copied().filter(|node| !with_driver.contains(node)).collect();
         let Some(node) = self.random.pick(&free).copied() else { return Ok(()) };
         let Some(host) = self.hosts.remove(&node) else { return Ok(()) };
         self.processes.retain(|_, process| process.node != node);
@@ -396,7 +465,11 @@ impl World {
     }
 
     /// Does what the node asks for; gives back what it is answered at once.
-    fn node_effect(&mut self, node: NodeId, effect: worker_core::Effect) -> Result<Option<worker_core::Event>, String> {
+    fn node_effect(
+        &mut self,
+        node: NodeId,
+        effect: worker_core::Effect,
+    ) -> Result<Option<worker_core::Event>, String> {
         use worker_core::{Effect, Event};
         let Some(host) = self.hosts.get_mut(&node) else { return Ok(None) };
         match effect {
@@ -407,8 +480,11 @@ impl World {
             }
             Effect::ToClient { client, message } => {
                 if let NodeToClient::Run(run) = &message {
-                    let executor = host.executors.values_mut().find(|executor| executor.client == Some(client));
-                    let Some(executor) = executor else { return Err(format!("{} is sent to nobody", run.spec.id)) };
+                    let executor =
+                        host.executors.values_mut().find(|executor| executor.client == Some(client));
+                    let Some(executor) = executor else {
+                        return Err(format!("{} is sent to nobody", run.spec.id));
+                    };
                     if executor.slots.insert(run.tag, Slot::Ready).is_some() {
                         return Err(format!("tag {} was used twice", run.tag));
                     }
@@ -420,10 +496,13 @@ impl World {
                 host.executors.insert(executor, Executor { job, client: None, slots: BTreeMap::new() });
                 self.after(500, 5_000, Arrival::ExecutorBorn { node, executor });
             }
-            Effect::EndExecutor { executor, .. } => self.end_executor(node, executor, "killed by signal 9 (SIGKILL)"),
+            Effect::EndExecutor { executor, .. } => {
+                self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")
+            }
             Effect::Interrupt { .. } => {}
             Effect::Revoke { executor, tag, .. } => {
-                let slot = host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
+                let slot =
+                    host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
                 let won = slot.is_some_and(|slot| {
                     let won = *slot == Slot::Ready;
                     if won {
@@ -434,14 +513,20 @@ impl World {
                 return Ok(Some(Event::Revoked { executor, tag, won }));
             }
             Effect::CreateSegment { segment, .. } => {
-                self.after(10, 500, Arrival::Done { node, event: Event::SegmentCreated { segment, failure: None } });
+                self.after(
+                    10,
+                    500,
+                    Arrival::Done { node, event: Event::SegmentCreated { segment, failure: None } },
+                );
             }
             Effect::DropSegment { segment } => host.memory.retain(|(of, _), _| *of != segment),
             Effect::PunchHole(location) => {
                 host.memory.remove(&(location.segment, location.offset));
             }
             Effect::FreeOwn(location) => host.free_own(location)?,
-            Effect::Pull { object, size, source, .. } => self.after(50, 3_000, Arrival::Pulled { node, object, size, source }),
+            Effect::Pull { object, size, source, .. } => {
+                self.after(50, 3_000, Arrival::Pulled { node, object, size, source })
+            }
             Effect::StoreBytes { object, bytes } => {
                 let location = host.store_own(object, bytes.len() as u64);
                 return Ok(Some(Event::Stored { object, location }));
@@ -486,7 +571,9 @@ impl World {
         let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
         let event = match found {
             Ok(()) => worker_core::Event::Stored { object, location: host.store_own(object, size) },
-            Err(failure) if failure.kind == cluster_types::FailureKind::Internal => return Err(format!("{object}: {}", failure.message)),
+            Err(failure) if failure.kind == cluster_types::FailureKind::Internal => {
+                return Err(format!("{object}: {}", failure.message));
+            }
             Err(failure) => worker_core::Event::StoreFailed {
                 object,
                 missing: failure.kind == cluster_types::FailureKind::ObjectLost,
@@ -510,7 +597,9 @@ impl World {
 
     /// The process is gone at once; its daemon notices after a while.
     fn end_executor(&mut self, node: NodeId, executor: u32, cause: &'static str) {
-        let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else { return };
+        let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else {
+            return;
+        };
         if let Some(client) = known.client {
             self.processes.remove(&client);
         }
@@ -519,13 +608,22 @@ impl World {
 
     /// The daemon reaps it: what it had not claimed by its end is revoked now.
     fn executor_gone(&mut self, node: NodeId, executor: u32, cause: &str) -> Result<(), String> {
-        let Some(known) = self.hosts.get_mut(&node).and_then(|host| host.executors.remove(&executor)) else { return Ok(()) };
-        let unstarted = known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
+        let Some(known) = self.hosts.get_mut(&node).and_then(|host| host.executors.remove(&executor)) else {
+            return Ok(());
+        };
+        let unstarted =
+            known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
         if let Some(client) = known.client {
             // What it said before it died still arrives, and then its end.
-            self.say(Stream::FromClient(client), Arrival::Done { node, event: worker_core::Event::ClientEnded { client } });
+            self.say(
+                Stream::FromClient(client),
+                Arrival::Done { node, event: worker_core::Event::ClientEnded { client } },
+            );
         }
-        self.node_step(node, worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted })
+        self.node_step(
+            node,
+            worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted },
+        )
     }
 
     // ---- processes ----
@@ -564,7 +662,10 @@ impl World {
         match process.core.on_message(message) {
             None => {}
             Some(NodeToClient::Segment { segment, len, writable: true }) => {
-                process.allocator.add_segment(segment, len).map_err(|error| format!("a segment is leased twice: {error}"))?;
+                process
+                    .allocator
+                    .add_segment(segment, len)
+                    .map_err(|error| format!("a segment is leased twice: {error}"))?;
                 process.leased.insert(segment, len);
                 process.requested = process.requested.saturating_sub(1);
                 self.puts_go_on(client)?;
@@ -585,8 +686,18 @@ impl World {
                     return Ok(());
                 }
             }
-            Some(NodeToClient::Rejected { reason }) => return Err(format!("{client} was rejected: {reason}")),
-            Some(NodeToClient::NoMemory { failure, .. }) => return Err(format!("{client} gets no memory: {}", failure.message)),
+            // Its job ended while it was being born.
+            Some(NodeToClient::Rejected { .. }) if process.executor.is_some() => {
+                let (node, executor) = (process.node, process.executor.unwrap_or_default());
+                self.end_executor(node, executor, "exit code 1");
+                return Ok(());
+            }
+            Some(NodeToClient::Rejected { reason }) => {
+                return Err(format!("{client} was rejected: {reason}"));
+            }
+            Some(NodeToClient::NoMemory { failure, .. }) => {
+                return Err(format!("{client} gets no memory: {}", failure.message));
+            }
             Some(_) => {}
         }
         self.progress(client)?;
@@ -651,7 +762,10 @@ impl World {
                 self.report.read += 1;
             }
             Some(Reading::View(location)) => {
-                let lies = self.hosts.get(&process.node).and_then(|host| host.memory.get(&(location.segment, location.offset)));
+                let lies = self
+                    .hosts
+                    .get(&process.node)
+                    .and_then(|host| host.memory.get(&(location.segment, location.offset)));
                 if lies != Some(&object) {
                     return Err(format!("P1: {client} views {object} at {location:?}, where {lies:?} lies"));
                 }
@@ -722,14 +836,20 @@ impl World {
     }
 
     fn submit(&mut self, client: ClientId) {
-        let deps = self.some_refs(client, 2);
+        let mut deps = self.some_refs(client, 2);
+        if let Some(process) = self.processes.get(&client).filter(|process| process.executor.is_some()) {
+            // A child that waits for a result of its own ancestor would wait for ever, in any cluster.
+            deps.retain(|object| process.core.is_here(*object));
+        }
         let borrowed = self.some_refs(client, 1);
         if !self.templates.contains_key(&client) {
             let Some(process) = self.processes.get_mut(&client) else { return };
             let function = process.put_small(Refs::new());
             process.function = Some(function);
             let mut templates = Vec::new();
-            for (cpu, gpu, returns) in [(10_000, 0, 1), (5_000, 0, 2), (0, 0, 1), (10_000, 0, 1), (10_000, 0, 3)] {
+            for (cpu, gpu, returns) in
+                [(10_000, 0, 1), (5_000, 0, 2), (0, 0, 1), (10_000, 0, 1), (10_000, 0, 3)]
+            {
                 templates.push(Arc::new(TaskTemplate {
                     name: format!("f{returns}").into(),
                     function,
@@ -858,12 +978,22 @@ impl World {
             match value {
                 None if *object == run.spec.template.function => {}
                 None => return Err(format!("DEP-1: {} runs without its argument {object}", run.spec.id)),
-                Some(Value::Failed(failure)) => return Err(format!("DEP-1: {} runs with a failed argument: {}", run.spec.id, failure.message)),
+                Some(Value::Failed(failure)) => {
+                    return Err(format!(
+                        "DEP-1: {} runs with a failed argument: {}",
+                        run.spec.id, failure.message
+                    ));
+                }
                 Some(Value::Inline(_)) => {}
                 Some(Value::Local(at)) => {
-                    let lies = self.processes.get(&client).and_then(|process| self.hosts.get(&process.node)?.memory.get(&(at.segment, at.offset)));
+                    let lies = self.processes.get(&client).and_then(|process| {
+                        self.hosts.get(&process.node)?.memory.get(&(at.segment, at.offset))
+                    });
                     if lies != Some(object) {
-                        return Err(format!("P1: {} gets {object} at {at:?}, where {lies:?} lies", run.spec.id));
+                        return Err(format!(
+                            "P1: {} gets {object} at {at:?}, where {lies:?} lies",
+                            run.spec.id
+                        ));
                     }
                 }
             }
@@ -948,4 +1078,3 @@ impl World {
         self.flush(client)
     }
 }
-

@@ -1,6 +1,6 @@
 //! Whole clusters, one per seed. A failure prints its seed; `scripts/simulate --seed N` replays it.
 
-use simulation::{run, Plan};
+use simulation::{Plan, run};
 
 /// Seeds that once showed a bug, with what it was.
 const REGRESSIONS: &[u64] = &[];

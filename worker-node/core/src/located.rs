@@ -19,17 +19,20 @@ pub(crate) enum Known {
 }
 
 impl Node {
-    /// The head says where an object is. `asked`: in answer to this node, rather than along with a task.
+    /// The head says where an object is. `asked`: in answer to this node, rather than along with a task. `keep`: the
+    /// head counts on a copy here and will free it.
     pub(crate) fn located(
         &mut self,
         object: ObjectId,
         located: Located,
         asked: bool,
+        keep: bool,
         effects: &mut Vec<Effect>,
     ) {
         let me = self.config.node;
         let known = self.objects.entry(object).or_default();
         if known.is_here() {
+            known.cached &= !keep;
             return;
         }
         if asked && known.fetch == Fetch::Locating {
@@ -39,10 +42,16 @@ impl Node {
             Located::Inline(bytes) => {
                 known.size = bytes.len() as u64;
                 known.inline = Some(bytes);
+                known.cached = !keep;
                 if known.fetch == Fetch::Locating {
                     known.fetch = Fetch::Idle;
                 }
+                // A task that waits for it may wait for more; it is forgotten when that runs.
+                let for_task = !known.waiting_tasks.is_empty();
                 self.came(object, effects);
+                if asked && !for_task {
+                    self.forget_cached(object);
+                }
             }
             Located::Failed(failure) => self.will_not_come(object, &failure, effects),
             Located::Stored { size, copies } => {
@@ -66,6 +75,19 @@ impl Node {
                 self.memory.wants.push_back(Known::Pull { object, size, source, address });
                 self.make_room(effects);
             }
+        }
+    }
+
+    /// Drops such bytes once nobody here is about to use them.
+    pub(crate) fn forget_cached(&mut self, object: ObjectId) {
+        let unused = self.objects.get(&object).is_some_and(|known| {
+            known.cached
+                && known.pins == 0
+                && known.waiting_clients.is_empty()
+                && known.waiting_tasks.is_empty()
+        });
+        if unused {
+            self.objects.remove(&object);
         }
     }
 

@@ -58,7 +58,7 @@ pub(crate) struct Memories {
     /// Where objects under way come from.
     pub(crate) pulling: Map<ObjectId, NodeId>,
     /// Objects being written to disk or given up by their writers.
-    leaving: u32,
+    pub(crate) leaving: u32,
     stuck_since: Option<Time>,
     next_recall: Time,
     recalled: bool,

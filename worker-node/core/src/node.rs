@@ -350,7 +350,9 @@ impl Node {
             HeadToNode::JobEnded(job) => self.job_ended(job, effects),
             HeadToNode::Assign { spec, attempt, lease, located } => {
                 for (object, located) in located {
-                    self.located(object, located, false, effects);
+                    // The head frees functions on every node that was told of them, other small values at home only.
+                    let keep = object == spec.template.function;
+                    self.located(object, located, false, keep, effects);
                 }
                 self.assign(spec, attempt, lease, effects);
             }
@@ -367,7 +369,7 @@ impl Node {
                 self.unfinished.remove(&task);
                 self.to_client(task.client, NodeToClient::Finished { task, outcome }, effects);
             }
-            HeadToNode::Located { object, located } => self.located(object, located, true, effects),
+            HeadToNode::Located { object, located } => self.located(object, located, true, false, effects),
             HeadToNode::Free(objects) => {
                 for object in objects {
                     self.head_freed(object, effects);
@@ -677,6 +679,7 @@ impl Node {
                     if let Some(known) = self.objects.get_mut(&object) {
                         known.waiting_tasks.retain(|waiting| *waiting != task);
                     }
+                    self.forget_cached(object);
                 }
             }
             Stage::Ready => {
@@ -774,6 +777,7 @@ impl Node {
             if let Some(known) = self.objects.get_mut(&object) {
                 known.pins = known.pins.saturating_sub(1);
             }
+            self.forget_cached(object);
         }
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Object {
     pub(crate) escaped: bool,
     /// Other nodes may have it from here.
     pub(crate) served: bool,
+    /// A copy of the head's cache that the head does not count: it goes when nobody here needs it.
+    pub(crate) cached: bool,
     /// Nobody can reach it: it goes when the last viewer does.
     pub(crate) freed: bool,
     /// Refs inside a put that has not escaped.
@@ -80,6 +82,7 @@ impl Default for Object {
             evicting: false,
             escaped: true,
             served: false,
+            cached: false,
             freed: false,
             contains: Refs::new(),
             viewers: SmallVec::new(),

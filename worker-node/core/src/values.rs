@@ -275,8 +275,14 @@ impl Node {
         if let Some(Memory { writer: Writer::Client(_), location }) = known.memory {
             known.memory = None;
             known.inline = None;
+            // The drop says all that the answer to `Evict` could.
+            let evicting = std::mem::take(&mut known.evicting);
             self.memory.holds(location.segment, -1);
+            if evicting {
+                self.memory.leaving = self.memory.leaving.saturating_sub(1);
+            }
         }
+        let Some(known) = self.objects.get_mut(&object) else { return };
         known.freed = true;
         self.maybe_free(object, effects);
     }
