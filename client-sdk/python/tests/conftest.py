@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cml() -> Iterator[Any]:
-    """The package, with an embedded cluster of two CPUs for all tests of this folder."""
+    """The package, with an embedded cluster of two CPUs that the tests of a file share."""
     import concurrent_ml
 
     for name in [key for key in os.environ if key.startswith("CLUSTER_") and key != "CLUSTER_BINARY"]:

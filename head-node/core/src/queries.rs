@@ -101,7 +101,8 @@ impl Head {
     /// Largest first.
     /// Functions are left out: they are objects too (rule R6), but nobody made them as such.
     fn object_views(&self, limit: usize) -> Vec<ObjectView> {
-        let mut all: Vec<&Object> = self.objects.iter().map(|(_, object)| object).filter(|object| !object.function).collect();
+        let mut all: Vec<&Object> =
+            self.objects.iter().map(|(_, object)| object).filter(|object| !object.function).collect();
         let key = |object: &&Object| (std::cmp::Reverse(size_of(object)), object.id);
         if all.len() > limit && limit > 0 {
             all.select_nth_unstable_by_key(limit - 1, key);

@@ -166,6 +166,13 @@ impl Head {
                     self.send(node, HeadToNode::Located { object: id, located });
                     return;
                 }
+                // A put is told of before anybody can hear of it, so one that is unknown was freed (rule R3).
+                ObjectValue::Unknown => {
+                    let message = format!("object {id} was freed: nobody held a reference to it any more");
+                    let located = Located::Failed(failure(FailureKind::ObjectFreed, message, None));
+                    self.send(node, HeadToNode::Located { object: id, located });
+                    return;
+                }
                 value => self.objects.find_or_insert(id, || value),
             },
         };

@@ -137,6 +137,12 @@ impl Node {
         if known.inline.is_some() {
             return; // A remote client's bytes: they stay on the heap.
         }
+        if fetch == Fetch::Pulling && known.waiting_clients.is_empty() && known.waiting_tasks.is_empty() {
+            // Who wanted it is gone, and it most likely is too.
+            self.memory.pulling.remove(&object);
+            self.forget_if_empty(object);
+            return;
+        }
         match fetch {
             Fetch::Pulling if no_memory => {
                 let message = format!(

@@ -235,7 +235,7 @@ impl Node {
         self.forget_if_empty(object);
     }
 
-    fn forget_if_empty(&mut self, object: ObjectId) {
+    pub(crate) fn forget_if_empty(&mut self, object: ObjectId) {
         let empty = self.objects.get(&object).is_some_and(|known| {
             !known.has_copy()
                 && known.fetch == Fetch::Idle
