@@ -43,8 +43,8 @@ pub struct Node {
     connected: bool,
     /// It was open before.
     was_connected: bool,
-    /// Messages to the head from before its stream was open, in order. Bounded by what clients may have in flight:
-    /// they are not answered meanwhile.
+    /// Messages to the head from before its stream was open, in order. It has no bound of its own: the only limit is what
+    /// clients say while the head is away.
     held_back: Vec<NodeToHead>,
     pub(crate) clients: Map<ClientId, Client>,
     pub(crate) jobs: Map<JobId, Arc<JobInfo>>,
