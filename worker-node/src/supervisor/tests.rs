@@ -9,7 +9,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 
-/// An interpreter that has NumPy: the checkout's own, else whatever `python3` is.
+/// An interpreter that has NumPy: the checkout's own (`scripts/test` makes it), else whatever `python3` is.
 pub(crate) fn python() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let own = root.join(".venv/bin/python");
