@@ -8,6 +8,7 @@ import concurrent.futures
 import os
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from testkit import wait_until
 
 
-def test_a_function_runs_elsewhere_and_its_value_comes_back(cml):
+def test_a_function_runs_elsewhere_and_its_value_comes_back(cml: Any):
     @cml.remote
     def add(a, b):
         return a + b, os.getpid()
@@ -25,7 +26,7 @@ def test_a_function_runs_elsewhere_and_its_value_comes_back(cml):
     assert pid != os.getpid()
 
 
-def test_calling_a_remote_function_directly_says_to_use_remote(cml):
+def test_calling_a_remote_function_directly_says_to_use_remote(cml: Any):
     @cml.remote
     def f():
         return 1
@@ -34,7 +35,7 @@ def test_calling_a_remote_function_directly_says_to_use_remote(cml):
         f()
 
 
-def test_a_list_of_refs_gives_a_list_in_the_same_order(cml):
+def test_a_list_of_refs_gives_a_list_in_the_same_order(cml: Any):
     @cml.remote
     def after(seconds):
         time.sleep(seconds)
@@ -44,7 +45,7 @@ def test_a_list_of_refs_gives_a_list_in_the_same_order(cml):
     assert cml.get([]) == []
 
 
-def test_tasks_run_at_the_same_time(cml, tmp_path):
+def test_tasks_run_at_the_same_time(cml: Any, tmp_path):
     @cml.remote
     def meet(me, other):
         (tmp_path / me).touch()
@@ -57,7 +58,7 @@ def test_tasks_run_at_the_same_time(cml, tmp_path):
     assert cml.get([meet.remote("a", "b"), meet.remote("b", "a")]) == [True, True]
 
 
-def test_top_level_refs_become_values_and_nested_ones_stay_refs(cml):
+def test_top_level_refs_become_values_and_nested_ones_stay_refs(cml: Any):
     @cml.remote
     def look(value, inside):
         return value, type(inside[0]).__name__, cml.get(inside[0])
@@ -66,7 +67,7 @@ def test_top_level_refs_become_values_and_nested_ones_stay_refs(cml):
     assert cml.get(look.remote(ref, [ref])) == (7, "ObjectRef", 7)
 
 
-def test_a_result_can_be_the_argument_of_the_next_task(cml):
+def test_a_result_can_be_the_argument_of_the_next_task(cml: Any):
     @cml.remote
     def increment(x):
         return x + 1
@@ -77,7 +78,7 @@ def test_a_result_can_be_the_argument_of_the_next_task(cml):
     assert cml.get(ref) == 20
 
 
-def test_refs_inside_results_and_puts_can_be_got(cml):
+def test_refs_inside_results_and_puts_can_be_got(cml: Any):
     @cml.remote
     def make():
         return {"inner": [cml.put(np.arange(1000)), cml.put("small")]}
@@ -87,7 +88,7 @@ def test_refs_inside_results_and_puts_can_be_got(cml):
     assert cml.get(inner[1]) == "small"
 
 
-def test_closures_lambdas_and_local_classes_travel(cml):
+def test_closures_lambdas_and_local_classes_travel(cml: Any):
     factor = 3
 
     class Point:
@@ -101,7 +102,7 @@ def test_closures_lambdas_and_local_classes_travel(cml):
     assert cml.get(apply.remote(lambda x: x + 1, Point(1))).x == 6
 
 
-def test_nested_tasks_two_deep_with_one_awaiting_many(cml):
+def test_nested_tasks_two_deep_with_one_awaiting_many(cml: Any):
     @cml.remote
     def leaf(i):
         return i
@@ -113,7 +114,7 @@ def test_nested_tasks_two_deep_with_one_awaiting_many(cml):
     assert sum(cml.get([branch.remote(i) for i in range(10)])) == sum(range(100))
 
 
-def test_an_array_comes_back_as_a_read_only_view(cml):
+def test_an_array_comes_back_as_a_read_only_view(cml: Any):
     array = np.arange(1_000_000)
     view = cml.get(cml.put(array))
     assert np.array_equal(view, array)
@@ -123,14 +124,14 @@ def test_an_array_comes_back_as_a_read_only_view(cml):
         view[0] = 1
 
 
-def test_a_view_outlives_its_ref(cml):
+def test_a_view_outlives_its_ref(cml: Any):
     view = cml.get(cml.put(np.full(500_000, 7)))
     for number in range(20):
         cml.put(np.full(500_000, number))
     assert (view == 7).all()
 
 
-def test_values_of_many_kinds_come_back_equal(cml):
+def test_values_of_many_kinds_come_back_equal(cml: Any):
     @cml.remote
     def same(x):
         return x
@@ -152,7 +153,7 @@ def test_values_of_many_kinds_come_back_equal(cml):
     assert cml.get(same.remote(np.zeros((0, 3)))).shape == (0, 3)
 
 
-def test_num_returns_gives_one_ref_for_each(cml):
+def test_num_returns_gives_one_ref_for_each(cml: Any):
     @cml.remote(num_returns=3)
     def three():
         return 1, "two", np.ones(100_000)
@@ -163,7 +164,7 @@ def test_num_returns_gives_one_ref_for_each(cml):
     assert cml.get(c).sum() == 100_000
 
 
-def test_a_wrong_number_of_returns_is_an_error_that_says_so(cml):
+def test_a_wrong_number_of_returns_is_an_error_that_says_so(cml: Any):
     @cml.remote(num_returns=2)
     def three():
         return 1, 2, 3
@@ -172,7 +173,7 @@ def test_a_wrong_number_of_returns_is_an_error_that_says_so(cml):
         cml.get(three.remote()[0])
 
 
-def test_options_change_one_call_and_not_the_function(cml):
+def test_options_change_one_call_and_not_the_function(cml: Any):
     @cml.remote
     def pair():
         return 1, 2
@@ -181,7 +182,7 @@ def test_options_change_one_call_and_not_the_function(cml):
     assert cml.get(pair.remote()) == (1, 2)
 
 
-def test_an_unknown_option_is_refused_by_name(cml):
+def test_an_unknown_option_is_refused_by_name(cml: Any):
     with pytest.raises((TypeError, ValueError), match="num_cpu"):
 
         @cml.remote(num_cpu=1)
@@ -189,7 +190,7 @@ def test_an_unknown_option_is_refused_by_name(cml):
             return 1
 
 
-def test_wait_splits_into_ready_and_not_ready(cml, tmp_path):
+def test_wait_splits_into_ready_and_not_ready(cml: Any, tmp_path):
     @cml.remote
     def until(name):
         end = time.monotonic() + 20
@@ -205,7 +206,7 @@ def test_wait_splits_into_ready_and_not_ready(cml, tmp_path):
     assert cml.wait([slow, quick], num_returns=2, timeout=20) == ([slow, quick], [])
 
 
-def test_wait_refuses_what_makes_no_sense(cml):
+def test_wait_refuses_what_makes_no_sense(cml: Any):
     ref = cml.put(1)
     with pytest.raises(ValueError, match="num_returns"):
         cml.wait([ref], num_returns=2)
@@ -215,7 +216,7 @@ def test_wait_refuses_what_makes_no_sense(cml):
         cml.wait(ref)
 
 
-def test_get_with_a_timeout_gives_up_in_time_and_can_be_repeated(cml, tmp_path):
+def test_get_with_a_timeout_gives_up_in_time_and_can_be_repeated(cml: Any, tmp_path):
     @cml.remote
     def until_there():
         end = time.monotonic() + 20
@@ -233,7 +234,7 @@ def test_get_with_a_timeout_gives_up_in_time_and_can_be_repeated(cml, tmp_path):
     assert cml.get(ref, timeout=20) == "done"
 
 
-def test_refs_are_hashable_and_comparable(cml):
+def test_refs_are_hashable_and_comparable(cml: Any):
     a, b = cml.put(1), cml.put(1)
     assert a == a  # noqa: PLR0124
     assert a != b
@@ -242,7 +243,7 @@ def test_refs_are_hashable_and_comparable(cml):
     assert repr(a).startswith("ObjectRef(")
 
 
-def test_refs_are_awaitable(cml):
+def test_refs_are_awaitable(cml: Any):
     @cml.remote
     def double(x):
         return 2 * x
@@ -260,7 +261,7 @@ def test_refs_are_awaitable(cml):
     assert asyncio.run(main()) == ([2 * i for i in range(100)], "put")
 
 
-def test_a_ref_gives_a_future(cml):
+def test_a_ref_gives_a_future(cml: Any):
     @cml.remote
     def one():
         return 1
@@ -270,7 +271,7 @@ def test_a_ref_gives_a_future(cml):
     assert future.result(timeout=20) == 1
 
 
-def test_many_threads_can_submit_and_get(cml):
+def test_many_threads_can_submit_and_get(cml: Any):
     @cml.remote
     def square(x):
         return x * x
@@ -288,7 +289,7 @@ def test_many_threads_can_submit_and_get(cml):
     assert results == {n: [(n + i) ** 2 for i in range(50)] for n in range(8)}
 
 
-def test_an_exception_keeps_its_type_and_shows_the_remote_traceback(cml):
+def test_an_exception_keeps_its_type_and_shows_the_remote_traceback(cml: Any):
     @cml.remote
     def fail():
         raise ValueError("the matter")
@@ -300,7 +301,7 @@ def test_an_exception_keeps_its_type_and_shows_the_remote_traceback(cml):
     assert 'raise ValueError("the matter")' in shown
 
 
-def test_the_error_of_an_argument_reaches_who_asks_for_the_result(cml):
+def test_the_error_of_an_argument_reaches_who_asks_for_the_result(cml: Any):
     @cml.remote
     def fail():
         raise ZeroDivisionError("first")
@@ -313,7 +314,7 @@ def test_the_error_of_an_argument_reaches_who_asks_for_the_result(cml):
         cml.get(use.remote(fail.remote()))
 
 
-def test_user_exceptions_are_retried_only_when_asked(cml, tmp_path):
+def test_user_exceptions_are_retried_only_when_asked(cml: Any, tmp_path):
     def attempts(name, **options):
         @cml.remote(**options)
         def fail_twice():
@@ -334,7 +335,7 @@ def test_user_exceptions_are_retried_only_when_asked(cml, tmp_path):
         cml.get(attempts("other", max_retries=5, retry_exceptions=[KeyError]))
 
 
-def test_fractions_of_a_cpu_run_side_by_side(cml, tmp_path):
+def test_fractions_of_a_cpu_run_side_by_side(cml: Any, tmp_path):
     @cml.remote(num_cpus=0.25)
     def meet(number):
         (tmp_path / str(number)).touch()
@@ -347,7 +348,7 @@ def test_fractions_of_a_cpu_run_side_by_side(cml, tmp_path):
     assert sorted(cml.get([meet.remote(i) for i in range(8)])) == list(range(8))
 
 
-def test_a_custom_resource_lets_one_task_at_a_time(cml, tmp_path):
+def test_a_custom_resource_lets_one_task_at_a_time(cml: Any, tmp_path):
     @cml.remote(num_cpus=0, resources={"lamp": 1})
     def alone(number):
         lock = tmp_path / "lock"
@@ -359,7 +360,7 @@ def test_a_custom_resource_lets_one_task_at_a_time(cml, tmp_path):
     assert cml.get([alone.remote(i) for i in range(10)]) == list(range(10))
 
 
-def test_a_task_sees_the_environment_variables_it_asked_for(cml):
+def test_a_task_sees_the_environment_variables_it_asked_for(cml: Any):
     @cml.remote(runtime_env={"env_vars": {"COLOUR": "green"}})
     def colour():
         return os.environ.get("COLOUR")
@@ -371,7 +372,7 @@ def test_a_task_sees_the_environment_variables_it_asked_for(cml):
     assert cml.get([colour.remote(), plain.remote()]) == ["green", None]
 
 
-def test_thread_pools_are_sized_to_the_tasks_cpus(cml):
+def test_thread_pools_are_sized_to_the_tasks_cpus(cml: Any):
     @cml.remote(num_cpus=1)
     def threads():
         return os.environ.get("OMP_NUM_THREADS")
@@ -379,7 +380,7 @@ def test_thread_pools_are_sized_to_the_tasks_cpus(cml):
     assert cml.get(threads.remote()) == "1"
 
 
-def test_without_gpus_a_task_sees_none(cml):
+def test_without_gpus_a_task_sees_none(cml: Any):
     @cml.remote
     def visible():
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -387,7 +388,7 @@ def test_without_gpus_a_task_sees_none(cml):
     assert cml.get(visible.remote()) == ""
 
 
-def test_the_runtime_context_names_node_executor_and_task(cml):
+def test_the_runtime_context_names_node_executor_and_task(cml: Any):
     @cml.remote
     def where():
         here = cml.get_runtime_context()
@@ -400,7 +401,7 @@ def test_the_runtime_context_names_node_executor_and_task(cml):
     assert node in [row["NodeID"] for row in cml.nodes()]
 
 
-def test_resources_are_counted_and_come_back(cml):
+def test_resources_are_counted_and_come_back(cml: Any):
     assert cml.cluster_resources()["CPU"] == 2
     assert cml.cluster_resources()["lamp"] == 1
 
@@ -412,13 +413,13 @@ def test_resources_are_counted_and_come_back(cml):
     wait_until(lambda: cml.available_resources().get("lamp") == 1, 5, "the lamp is free again")
 
 
-def test_nodes_tells_of_the_one_there_is(cml):
+def test_nodes_tells_of_the_one_there_is(cml: Any):
     (node,) = cml.nodes()
     assert node["Alive"] is True
     assert node["Resources"]["CPU"] == 2
 
 
-def test_global_random_numbers_differ_between_executors(cml, tmp_path):
+def test_global_random_numbers_differ_between_executors(cml: Any, tmp_path):
     @cml.remote
     def draw(number):
         (tmp_path / str(number)).touch()
@@ -433,6 +434,6 @@ def test_global_random_numbers_differ_between_executors(cml, tmp_path):
     assert first != second
 
 
-def test_remote_of_something_that_is_no_function_says_so(cml):
+def test_remote_of_something_that_is_no_function_says_so(cml: Any):
     with pytest.raises(TypeError, match=r"(?i)callable|function"):
         cml.remote(5)

@@ -1,12 +1,13 @@
 """Bad input: one clear sentence, at once."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 
-def test_an_argument_that_cannot_be_pickled_is_named_by_its_path(cml):
+def test_an_argument_that_cannot_be_pickled_is_named_by_its_path(cml: Any):
     class Model:
         def __init__(self):
             self.settings = {"guard": threading.Lock()}
@@ -21,7 +22,7 @@ def test_an_argument_that_cannot_be_pickled_is_named_by_its_path(cml):
     assert "guard" in str(caught.value)
 
 
-def test_a_closure_that_cannot_be_pickled_names_the_variable(cml):
+def test_a_closure_that_cannot_be_pickled_names_the_variable(cml: Any):
     guard = threading.Lock()
 
     @cml.remote
@@ -32,7 +33,7 @@ def test_a_closure_that_cannot_be_pickled_names_the_variable(cml):
         use.remote()
 
 
-def test_a_result_that_cannot_be_pickled_is_named_by_its_path(cml):
+def test_a_result_that_cannot_be_pickled_is_named_by_its_path(cml: Any):
     @cml.remote
     def make():
         return {"socket": [threading.Lock()]}
@@ -41,7 +42,7 @@ def test_a_result_that_cannot_be_pickled_is_named_by_its_path(cml):
         cml.get(make.remote())
 
 
-def test_an_exception_that_cannot_be_pickled_still_tells_its_story(cml):
+def test_an_exception_that_cannot_be_pickled_still_tells_its_story(cml: Any):
     @cml.remote
     def fail():
         error = RuntimeError("the real reason")
@@ -53,7 +54,7 @@ def test_an_exception_that_cannot_be_pickled_still_tells_its_story(cml):
     assert "RuntimeError" in str(caught.value)
 
 
-def test_an_exception_with_other_arguments_keeps_its_type_and_attributes(cml):
+def test_an_exception_with_other_arguments_keeps_its_type_and_attributes(cml: Any):
     class Odd(ValueError):
         def __init__(self, code, *, where):
             super().__init__(f"code {code} at {where}")
@@ -67,7 +68,7 @@ def test_an_exception_with_other_arguments_keeps_its_type_and_attributes(cml):
         cml.get(fail.remote())
 
 
-def test_a_task_that_no_node_can_run_fails_naming_the_resource(cml):
+def test_a_task_that_no_node_can_run_fails_naming_the_resource(cml: Any):
     @cml.remote(resources={"unicorn": 1})
     def never():
         return 1
@@ -76,7 +77,7 @@ def test_a_task_that_no_node_can_run_fails_naming_the_resource(cml):
         cml.get(never.remote(), timeout=10)
 
 
-def test_more_cpus_than_there_are_is_an_error_on_an_embedded_cluster(cml):
+def test_more_cpus_than_there_are_is_an_error_on_an_embedded_cluster(cml: Any):
     @cml.remote(num_cpus=1000)
     def never():
         return 1
@@ -87,30 +88,30 @@ def test_more_cpus_than_there_are_is_an_error_on_an_embedded_cluster(cml):
 
 @pytest.mark.parametrize("amount", [-1, float("nan"), float("inf"), "two"])
 @pytest.mark.parametrize("option", ["num_cpus", "num_gpus", "memory"])
-def test_an_amount_that_is_none_is_refused_by_name(cml, option, amount):
+def test_an_amount_that_is_none_is_refused_by_name(cml: Any, option, amount):
     with pytest.raises((ValueError, TypeError), match=option):
         cml.remote(**{option: amount})(lambda: 1).remote()
 
 
-def test_a_negative_custom_resource_is_refused_by_name(cml):
+def test_a_negative_custom_resource_is_refused_by_name(cml: Any):
     with pytest.raises(ValueError, match="lamp"):
         cml.remote(resources={"lamp": -1})(lambda: 1).remote()
 
 
 @pytest.mark.parametrize("thing", [5, "a ref?", None, {"a": 1}])
-def test_get_of_something_that_is_no_ref_says_so(cml, thing):
+def test_get_of_something_that_is_no_ref_says_so(cml: Any, thing):
     with pytest.raises((TypeError, ValueError), match="ObjectRef"):
         cml.get(thing)
     with pytest.raises((TypeError, ValueError), match="ObjectRef"):
         cml.get([thing])
 
 
-def test_put_of_a_ref_says_what_to_do(cml):
+def test_put_of_a_ref_says_what_to_do(cml: Any):
     with pytest.raises(TypeError, match="ObjectRef"):
         cml.put(cml.put(1))
 
 
-def test_wrong_arguments_fail_where_the_call_is_written(cml):
+def test_wrong_arguments_fail_where_the_call_is_written(cml: Any):
     @cml.remote
     def f(a, b):
         return a, b
@@ -119,7 +120,7 @@ def test_wrong_arguments_fail_where_the_call_is_written(cml):
         f.remote(1)
 
 
-def test_errors_leave_the_cluster_working(cml):
+def test_errors_leave_the_cluster_working(cml: Any):
     @cml.remote
     def total(array):
         return float(array.sum())

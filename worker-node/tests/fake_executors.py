@@ -23,7 +23,11 @@ def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
     if what == "family":
         subprocess.Popen(["sleep", "1000"])
         child = subprocess.Popen(
-            [sys.executable, "-c", "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"]
+            [
+                sys.executable,
+                "-c",
+                "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)",
+            ]
         )
         print("children of", os.getpid(), child.pid, flush=True)
     time.sleep(1000)
