@@ -1,9 +1,11 @@
-//! Attempts that the head sent here, and what tasks of one template have in common.
+//! Attempts that the head sent here.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cluster_types::{Attempt, JobId, Lease, Map, Resources, TaskId, TaskSpec, TaskTemplate};
+use cluster_types::{Attempt, Lease, Map, TaskId, TaskSpec};
+
+use crate::catalogue::{PoolKey, ShapeKey};
 
 /// Where an attempt stands on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,107 +34,6 @@ pub(crate) struct Assigned {
     pub(crate) pool: PoolKey,
     /// Its arguments are pinned.
     pub(crate) pinned: bool,
-}
-
-/// What executors must have in common to be interchangeable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PoolKey(pub(crate) u32);
-
-/// What tasks must have in common to inherit each other's leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ShapeKey(pub(crate) u32);
-
-/// What the name of a pool stands for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PoolTraits {
-    pub(crate) job: JobId,
-    pub(crate) env_vars: Arc<BTreeMap<String, String>>,
-    pub(crate) gpus: Vec<u16>,
-}
-
-/// What is remembered of a template while tasks of it come.
-#[derive(Clone, Debug)]
-struct Known {
-    template: Arc<TaskTemplate>,
-    shape: ShapeKey,
-    env_vars: Arc<BTreeMap<String, String>>,
-    /// The pool of its tasks without GPUs, by job (nearly always one).
-    pool: Option<(JobId, PoolKey)>,
-    /// Running average of how long user code ran, in microseconds.
-    micros: u64,
-    samples: u32,
-}
-
-/// Names for pools and shapes, and how long templates take.
-#[derive(Debug, Default)]
-pub(crate) struct Catalogue {
-    known: Map<usize, Known>,
-    shapes: Map<Resources, ShapeKey>,
-    pools: Map<PoolTraits, PoolKey>,
-    pub(crate) traits: Vec<PoolTraits>,
-}
-
-/// Templates remembered before those no task uses are forgotten.
-const TEMPLATES: usize = 1_000;
-
-impl Catalogue {
-    fn known(&mut self, template: &Arc<TaskTemplate>) -> &mut Known {
-        let key = Arc::as_ptr(template) as usize;
-        if self.known.len() > TEMPLATES && !self.known.contains_key(&key) {
-            self.known.retain(|_, known| Arc::strong_count(&known.template) > 1);
-        }
-        let next = ShapeKey(self.shapes.len() as u32);
-        let shapes = &mut self.shapes;
-        // The entry holds the template, so its address names it as long as the entry lives.
-        self.known.entry(key).or_insert_with(|| Known {
-            template: template.clone(),
-            shape: *shapes.entry(template.resources.clone()).or_insert(next),
-            env_vars: Arc::new(template.env_vars.clone()),
-            pool: None,
-            micros: 0,
-            samples: 0,
-        })
-    }
-
-    pub(crate) fn shape(&mut self, template: &Arc<TaskTemplate>) -> ShapeKey {
-        self.known(template).shape
-    }
-
-    /// The pool of a task that may use these devices.
-    pub(crate) fn pool(&mut self, job: JobId, template: &Arc<TaskTemplate>, gpus: Vec<u16>) -> PoolKey {
-        let known = self.known(template);
-        if let Some((_, pool)) = known.pool.filter(|(of, _)| *of == job && gpus.is_empty()) {
-            return pool;
-        }
-        let remember = gpus.is_empty();
-        let traits = PoolTraits { job, env_vars: known.env_vars.clone(), gpus };
-        let next = PoolKey(self.traits.len() as u32);
-        let pool = *self.pools.entry(traits.clone()).or_insert(next);
-        if pool == next {
-            self.traits.push(traits);
-        }
-        if remember {
-            self.known(template).pool = Some((job, pool));
-        }
-        pool
-    }
-
-    /// A task of the template ran this long.
-    pub(crate) fn observe(&mut self, template: &Arc<TaskTemplate>, micros: u64) {
-        let known = self.known(template);
-        known.micros = if known.samples == 0 { micros } else { (known.micros * 7 + micros) / 8 };
-        known.samples = known.samples.saturating_add(1);
-    }
-
-    /// How many tasks of the template to queue at one executor, the running one included: about two milliseconds of
-    /// work if it has proved short, else one.
-    pub(crate) fn depth(&mut self, template: &Arc<TaskTemplate>) -> usize {
-        let known = self.known(template);
-        if known.samples < 2 || known.micros >= 1_000 {
-            return 1;
-        }
-        (2_000 / known.micros.max(20)).clamp(1, 32) as usize
-    }
 }
 
 /// Attempts by task: the head has one current attempt of a task at most (TASK-2).

@@ -1,7 +1,10 @@
 //! What must hold between steps; for tests, which call it after each.
 
+use cluster_types::{Location, ObjectId};
+
 use crate::attempts::Stage;
 use crate::node::Node;
+use crate::objects::{Memory, Writer};
 
 impl Node {
     /// Checks the cross-references of everything this node believes.
@@ -47,6 +50,37 @@ impl Node {
                 if !self.clients.get(viewer).is_some_and(|client| client.views.contains(id)) {
                     return Err(format!("P1: {id} is viewed by {viewer}, which does not know"));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold between steps.
+    pub(crate) fn audit_memory(&self) -> Result<(), String> {
+        let leased: u64 = self
+            .memory
+            .segments
+            .values()
+            .filter(|segment| !segment.file_backed)
+            .map(|segment| segment.len)
+            .sum();
+        if leased != self.memory.leased {
+            return Err(format!("P2: {} bytes are leased, {} are counted", leased, self.memory.leased));
+        }
+        let mut ranges: Vec<(Location, ObjectId)> =
+            self.objects.iter().filter_map(|(id, known)| Some((known.memory?.location, *id))).collect();
+        ranges.sort_unstable();
+        for pair in ranges.windows(2) {
+            let (a, b) = (pair[0].0, pair[1].0);
+            if a.segment == b.segment && a.offset + a.len > b.offset {
+                return Err(format!("P1: {} and {} lie over each other: {a:?}, {b:?}", pair[0].1, pair[1].1));
+            }
+        }
+        for (id, known) in &self.objects {
+            if let Some(Memory { writer: Writer::Client(client), .. }) = known.memory
+                && !self.clients.contains_key(&client)
+            {
+                return Err(format!("P1: {id} lies in memory of {client}, which is gone"));
             }
         }
         Ok(())

@@ -6,7 +6,8 @@ use cluster_types::client_node::RunTask;
 use cluster_types::node_head::Retry;
 use cluster_types::{ClientId, FailureKind, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, Time, Value};
 
-use crate::attempts::{PoolKey, Queue, Stage};
+use crate::attempts::{Queue, Stage};
+use crate::catalogue::PoolKey;
 use crate::event::Effect;
 use crate::node::{Node, failure};
 
@@ -275,7 +276,7 @@ impl Node {
         } else if assigned.calling_back {
             let attempt = assigned.attempt;
             self.forget_attempt(task);
-            self.to_head(cluster_types::NodeToHead::Returned(vec![(task, attempt)]), effects);
+            self.tell_head(cluster_types::NodeToHead::Returned(vec![(task, attempt)]), effects);
         } else {
             let shape = assigned.shape;
             self.ahead.entry(shape).or_default().push_front(task);

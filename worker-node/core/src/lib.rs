@@ -4,21 +4,30 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | `node` | dispatch, clients, an attempt's life (rule S2) |
-//! | `attempts` | what an attempt is; pools and shapes |
+//! | `node` | the state, and dispatch |
+//! | `clients`, `head_says` | the two conversations |
+//! | `attempts`, `assign`, `ending` | an attempt's life (rule S2) |
+//! | `catalogue` | pools and shapes of tasks |
 //! | `executors` | processes, and what each was sent (rule S3) |
 //! | `objects`, `values`, `located` | what lies here, who asked for it, who sees it, when it goes (rule P1) |
-//! | `memory` | leases of memory, and what makes room (rules P2 to P5) |
+//! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
 //! | `audit` | what must hold between steps |
 
+mod assign;
 mod attempts;
 mod audit;
+mod catalogue;
+mod clients;
+mod ending;
 pub mod event;
 mod executors;
+mod head_says;
 mod located;
 mod memory;
 mod node;
 mod objects;
+mod pressure;
+mod segments;
 mod values;
 
 pub use event::{Effect, Event, NodeConfig, ServeFrom};

@@ -3,20 +3,10 @@
 use cluster_types::{FailureKind, Located, Location, NodeToHead, ObjectId};
 
 use crate::event::Effect;
+use crate::memory::Want;
 use crate::node::{Node, failure};
 use crate::objects::Fetch;
 use crate::values::own;
-
-/// Something that waits for bytes of memory, in the order it came.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Known {
-    /// A client wants a segment in which `bytes` fit.
-    Lease { client: cluster_types::ClientId, bytes: u64 },
-    /// An object is to be copied here.
-    Pull { object: ObjectId, size: u64, source: cluster_types::NodeId, address: String },
-    /// An object is to be read from disk.
-    Restore { object: ObjectId, size: u64 },
-}
 
 impl Node {
     /// The head says where an object is. `asked`: in answer to this node, rather than along with a task. `keep`: the
@@ -67,12 +57,12 @@ impl Node {
                         ),
                         None,
                     );
-                    self.to_head(NodeToHead::CopyRemoved(object), effects);
+                    self.tell_head(NodeToHead::CopyRemoved(object), effects);
                     self.will_not_come(object, &failure, effects);
                     return;
                 };
                 known.fetch = Fetch::Pulling;
-                self.memory.wants.push_back(Known::Pull { object, size, source, address });
+                self.memory.wants.push_back(Want::Pull { object, size, source, address });
                 self.make_room(effects);
             }
         }
@@ -110,7 +100,7 @@ impl Node {
             return;
         }
         if pulled {
-            self.to_head(NodeToHead::CopyAdded(object), effects);
+            self.tell_head(NodeToHead::CopyAdded(object), effects);
         }
         if self.objects.get(&object).is_some_and(|known| known.escaped) {
             self.serve(object, effects);
@@ -161,7 +151,7 @@ impl Node {
                     None => NodeToHead::Locate(object),
                 };
                 let _ = missing;
-                self.to_head(message, effects);
+                self.tell_head(message, effects);
             }
             _ => {
                 let message = format!(
@@ -171,7 +161,7 @@ impl Node {
                 if let Some(known) = self.objects.get_mut(&object) {
                     known.disk = false;
                 }
-                self.to_head(NodeToHead::CopyRemoved(object), effects);
+                self.tell_head(NodeToHead::CopyRemoved(object), effects);
                 self.will_not_come(object, &failure(FailureKind::ObjectLost, message, None), effects);
             }
         }

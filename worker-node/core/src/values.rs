@@ -6,7 +6,7 @@ use cluster_types::{
 };
 
 use crate::event::{Effect, ServeFrom};
-use crate::located::Known;
+use crate::memory::Want;
 use crate::node::{Node, failure};
 use crate::objects::{Fetch, Memory, Object, Writer};
 
@@ -61,7 +61,7 @@ impl Node {
         let (size, contains) = (known.size, std::mem::take(&mut known.contains));
         let inline = known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX);
         self.serve(object, effects);
-        self.to_head(NodeToHead::Escaped { object, size, inline, contains }, effects);
+        self.tell_head(NodeToHead::Escaped { object, size, inline, contains }, effects);
     }
 
     /// An executor returned a value: this node is its home (rule R4).
@@ -77,7 +77,7 @@ impl Node {
         if known.has_copy() {
             // Another attempt's result is here already.
             if let PutValue::Stored(location) = value {
-                self.to_client(client, NodeToClient::RangesFreed(vec![location]), effects);
+                self.tell_client(client, NodeToClient::RangesFreed(vec![location]), effects);
             }
             return;
         }
@@ -152,7 +152,7 @@ impl Node {
             return;
         }
         if let Some(value) = self.hand_out(object, client, effects) {
-            self.to_client(client, NodeToClient::Ready { object, value }, effects);
+            self.tell_client(client, NodeToClient::Ready { object, value }, effects);
         }
     }
 
@@ -195,12 +195,12 @@ impl Node {
         if known.disk {
             known.fetch = Fetch::Restoring;
             let size = known.size;
-            self.memory.wants.push_back(Known::Restore { object, size });
+            self.memory.wants.push_back(Want::Restore { object, size });
             self.make_room(effects);
             return;
         }
         known.fetch = Fetch::Locating;
-        self.to_head(NodeToHead::Locate(object), effects);
+        self.tell_head(NodeToHead::Locate(object), effects);
     }
 
     /// The object can be read: whoever waited goes on.
@@ -229,7 +229,7 @@ impl Node {
         let tasks: Vec<TaskId> = std::mem::take(&mut known.waiting_tasks).into_vec();
         for client in clients {
             let message = NodeToClient::Ready { object, value: Value::Failed(failure.clone()) };
-            self.to_client(client, message, effects);
+            self.tell_client(client, message, effects);
         }
         self.fail_waiting_tasks(tasks, failure, effects);
         self.forget_if_empty(object);
@@ -328,7 +328,7 @@ impl Node {
         match writer {
             Writer::Client(client) => {
                 self.memory.holds(location.segment, -1);
-                self.to_client(client, NodeToClient::RangesFreed(vec![location]), effects);
+                self.tell_client(client, NodeToClient::RangesFreed(vec![location]), effects);
             }
             Writer::Own => {
                 self.memory.own = self.memory.own.saturating_sub(location.len);

@@ -1,0 +1,190 @@
+//! The way of an attempt from the head to an executor's queue: its arguments come (DEP-1), it waits for a lease or an
+//! executor, the head grants, calls back, cancels (rule S2).
+
+use std::sync::Arc;
+
+use cluster_types::{Attempt, Lease, NodeToClient, NodeToHead, TaskId, TaskSpec};
+
+use crate::attempts::{Assigned, Stage};
+use crate::catalogue::PoolKey;
+use crate::event::Effect;
+use crate::node::Node;
+
+impl Node {
+    pub(crate) fn assign(
+        &mut self,
+        spec: Arc<TaskSpec>,
+        attempt: Attempt,
+        lease: Option<Lease>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let task = spec.id;
+        if self.attempts.contains_key(&task) {
+            return; // The head ends one attempt before it makes another: this is a repeat.
+        }
+        let shape = self.catalogue.shape(&spec.template);
+        let pool = self.pool_for(&spec, lease.as_ref());
+        let assigned = Assigned {
+            spec,
+            attempt,
+            lease,
+            stage: Stage::Arguments,
+            calling_back: false,
+            cancelled: None,
+            shape,
+            pool,
+            pinned: false,
+        };
+        self.attempts.insert(task, assigned);
+        self.await_arguments(task, effects);
+    }
+
+    pub(crate) fn pool_for(&mut self, spec: &TaskSpec, lease: Option<&Lease>) -> PoolKey {
+        let gpus =
+            lease.map(|lease| lease.gpus.iter().map(|share| share.index).collect()).unwrap_or_default();
+        self.catalogue.pool(spec.job, &spec.template, gpus)
+    }
+
+    /// Brings what the attempt needs; goes on when it is here (DEP-1).
+    pub(crate) fn await_arguments(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
+        let Some(assigned) = self.attempts.get_mut(&task) else { return };
+        assigned.stage = Stage::Arguments;
+        let spec = assigned.spec.clone();
+        let mut missing = false;
+        for object in spec.needed() {
+            let known = self.objects.entry(object).or_default();
+            if !known.is_here() {
+                missing = true;
+                if !known.waiting_tasks.contains(&task) {
+                    known.waiting_tasks.push(task);
+                }
+                self.fetch(object, effects);
+            }
+        }
+        if !missing {
+            self.make_ready(task, effects);
+        }
+    }
+
+    /// Its arguments are here: it starts if it has a lease, else it waits for one.
+    pub(crate) fn make_ready(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
+        let Some(assigned) = self.attempts.get_mut(&task) else { return };
+        assigned.stage = Stage::Ready;
+        let (leased, shape, spec) = (assigned.lease.is_some(), assigned.shape, assigned.spec.clone());
+        self.pin(task);
+        if leased {
+            let lease = self.attempts.get(&task).and_then(|assigned| assigned.lease.clone());
+            let pool = self.pool_for(&spec, lease.as_ref());
+            if let Some(assigned) = self.attempts.get_mut(&task) {
+                assigned.pool = pool;
+            }
+            self.dispatch(task, effects);
+            return;
+        }
+        self.ahead.entry(shape).or_default().push_back(task);
+        // Somebody who runs its like may take it along.
+        let busy = self.executors.iter().find(|(_, known)| {
+            !known.blocked
+                && !known.ending
+                && known.sent.len() == 1
+                && self.attempts.get(&known.sent[0].task).is_some_and(|running| running.shape == shape)
+        });
+        if let Some(executor) = busy.map(|(id, _)| *id) {
+            self.pipeline(executor, effects);
+        }
+    }
+
+    pub(crate) fn grant(&mut self, task: TaskId, attempt: Attempt, lease: Lease, effects: &mut Vec<Effect>) {
+        let Some(assigned) =
+            self.attempts.get_mut(&task).filter(|known| known.attempt == attempt && known.lease.is_none())
+        else {
+            return;
+        };
+        assigned.lease = Some(lease);
+        assigned.calling_back = false;
+        match assigned.stage {
+            Stage::Arguments => {}
+            Stage::Ready => {
+                let shape = assigned.shape;
+                if let Some(queue) = self.ahead.get_mut(&shape) {
+                    queue.retain(|have| *have != task);
+                }
+                self.make_ready(task, effects);
+            }
+            // Queued behind another: taken back if that has not come to it, and then it starts at once. If it has,
+            // `Done` says so and the lease it inherited counts.
+            Stage::Sent { executor, tag } => self.revoke(executor, tag, effects),
+        }
+    }
+
+    pub(crate) fn call_back(&mut self, task: TaskId, attempt: Attempt, effects: &mut Vec<Effect>) {
+        let Some(assigned) =
+            self.attempts.get_mut(&task).filter(|known| known.attempt == attempt && known.lease.is_none())
+        else {
+            return;
+        };
+        if let Stage::Sent { executor, tag } = assigned.stage {
+            assigned.calling_back = true;
+            self.revoke(executor, tag, effects);
+            return;
+        }
+        let shape = assigned.shape;
+        if let Some(queue) = self.ahead.get_mut(&shape) {
+            queue.retain(|have| *have != task);
+        }
+        self.forget_attempt(task);
+        self.tell_head(NodeToHead::Returned(vec![(task, attempt)]), effects);
+    }
+
+    pub(crate) fn cancel(
+        &mut self,
+        task: TaskId,
+        attempt: Attempt,
+        reason: &str,
+        force: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(assigned) = self.attempts.get_mut(&task).filter(|known| known.attempt == attempt) else {
+            return;
+        };
+        assigned.cancelled = Some(reason.to_owned());
+        let Stage::Sent { executor, tag } = assigned.stage else {
+            self.end_cancelled(task, effects);
+            return;
+        };
+        let Some(known) = self.executors.get(&executor) else { return };
+        if known.sent.front().is_none_or(|sent| sent.tag != tag) {
+            self.revoke(executor, tag, effects);
+        } else if force {
+            effects.push(Effect::EndExecutor { executor, force: true });
+        } else if let Some(client) = known.client {
+            effects.push(Effect::Interrupt { executor, tag });
+            self.tell_client(client, NodeToClient::Cancel { tag, reason: reason.to_owned() }, effects);
+        }
+    }
+
+    pub(crate) fn pin(&mut self, task: TaskId) {
+        let Some(assigned) = self.attempts.get_mut(&task) else { return };
+        if std::mem::replace(&mut assigned.pinned, true) {
+            return;
+        }
+        for object in assigned.spec.clone().needed() {
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.pins += 1;
+            }
+        }
+    }
+
+    pub(crate) fn unpin(&mut self, task: TaskId) {
+        let Some(assigned) = self.attempts.get_mut(&task) else { return };
+        if !std::mem::replace(&mut assigned.pinned, false) {
+            return;
+        }
+        for object in assigned.spec.clone().needed() {
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.pins = known.pins.saturating_sub(1);
+            }
+            self.forget_cached(object);
+        }
+    }
+}

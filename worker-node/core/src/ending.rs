@@ -1,0 +1,178 @@
+//! How attempts end, each once (TASK-1), and who inherits their leases (rule S2).
+
+use cluster_types::client_node::{Completion, PutValue};
+use cluster_types::node_head::Retry;
+use cluster_types::{ClientId, Failure, FailureKind, NodeToHead, Outcome, ResultValue, TaskId, TaskResult};
+
+use crate::attempts::{Assigned, Attempts, Stage};
+use crate::event::Effect;
+use crate::executors::Ended;
+use crate::node::{Node, failure};
+
+impl Node {
+    pub(crate) fn end_cancelled(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
+        let reason =
+            self.attempts.get(&task).and_then(|assigned| assigned.cancelled.clone()).unwrap_or_default();
+        let message = format!("{} was cancelled before it started: {reason}", self.name(task));
+        self.end_failed(task, FailureKind::Cancelled, message, Retry::No, None, effects);
+    }
+
+    /// Ends an attempt that no executor runs.
+    pub(crate) fn end_failed(
+        &mut self,
+        task: TaskId,
+        kind: FailureKind,
+        message: String,
+        retry: Retry,
+        heir: Option<TaskId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.end_attempt(
+            task,
+            None,
+            Outcome::Failed(failure(kind, message, Some(task))),
+            retry,
+            0,
+            heir,
+            effects,
+        );
+    }
+
+    /// Rule S2: an attempt ends, and another of its shape, sent ahead, starts in its lease: one message.
+    pub(crate) fn end_attempt(
+        &mut self,
+        task: TaskId,
+        executor: Option<ClientId>,
+        outcome: Outcome,
+        retry: Retry,
+        micros: u64,
+        heir: Option<TaskId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(ended) = self.forget_attempt(task) else { return };
+        let mut started = None;
+        let mut start = None;
+        if let Some(lease) = ended.lease {
+            let inherited = heir.or_else(|| {
+                let queue = self.ahead.get_mut(&ended.shape)?;
+                let next = queue.pop_front()?;
+                start = Some(next);
+                Some(next)
+            });
+            if let Some(next) = inherited.and_then(|next| self.attempts.get_mut(&next)) {
+                next.lease = Some(lease);
+                next.calling_back = false;
+                started = Some((next.spec.id, next.attempt));
+            }
+        }
+        let done =
+            NodeToHead::Done { task, attempt: ended.attempt, executor, outcome, retry, started, micros };
+        self.tell_head(done, effects);
+        if let Some(next) = start {
+            self.make_ready(next, effects);
+        }
+    }
+
+    /// Takes an attempt out of every list but its executor's.
+    pub(crate) fn forget_attempt(&mut self, task: TaskId) -> Option<Assigned> {
+        self.unpin(task);
+        let gone = self.attempts.remove(&task)?;
+        match gone.stage {
+            Stage::Arguments => {
+                for object in gone.spec.needed() {
+                    if let Some(known) = self.objects.get_mut(&object) {
+                        known.waiting_tasks.retain(|waiting| *waiting != task);
+                    }
+                    self.forget_cached(object);
+                }
+            }
+            Stage::Ready => {
+                if gone.lease.is_some() {
+                    self.pool(gone.pool).waiting.retain(|have| *have != task);
+                } else if let Some(queue) = self.ahead.get_mut(&gone.shape) {
+                    queue.retain(|have| *have != task);
+                }
+            }
+            Stage::Sent { .. } => {}
+        }
+        Some(gone)
+    }
+
+    pub(crate) fn completed(&mut self, client: ClientId, completion: Completion, effects: &mut Vec<Effect>) {
+        let Some(executor) = self.executor_of(client) else { return };
+        self.proved_claimed(executor, completion.tag, effects);
+        let Some(task) = self.shift(executor, completion.tag) else { return };
+        let Some(assigned) = self.attempts.get(&task) else { return };
+        let spec = assigned.spec.clone();
+        self.catalogue.observe(&spec.template, completion.micros);
+        let (outcome, retry) = match completion.result {
+            Ok(results) if results.len() == spec.template.num_returns as usize => {
+                let results = results
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, result)| {
+                        let object = task.result(index as u32);
+                        let value = match &result.value {
+                            PutValue::Inline(bytes) => ResultValue::Inline(bytes.clone()),
+                            PutValue::Stored(location) => ResultValue::Stored { size: location.len },
+                        };
+                        self.keep_result(client, object, result.value, effects);
+                        TaskResult { value, contains: result.contains }
+                    })
+                    .collect();
+                (Outcome::Ok(results), Retry::No)
+            }
+            Ok(results) => {
+                let message = format!(
+                    "{} returned {} values, {} were declared with num_returns",
+                    self.name(task),
+                    results.len(),
+                    spec.template.num_returns
+                );
+                (Outcome::Failed(failure(FailureKind::Internal, message, Some(task))), Retry::No)
+            }
+            Err(failed) => {
+                (Outcome::Failed(failed.failure), if failed.retryable { Retry::Exception } else { Retry::No })
+            }
+        };
+        if let Some(known) = self.executors.get_mut(&executor) {
+            known.ended = Some(Ended { task, outcome, retry, micros: completion.micros });
+        }
+        self.settle_ended(executor, effects);
+    }
+
+    /// Reports what an executor ended, as soon as it is certain what it runs now: while the next in its queue is being
+    /// taken back, nobody knows whether that inherits the lease (rules S2, S3).
+    pub(crate) fn settle_ended(&mut self, executor: u32, effects: &mut Vec<Effect>) {
+        let Some(known) = self.executors.get_mut(&executor) else { return };
+        if known.sent.front().is_some_and(|next| next.revoking) {
+            return;
+        }
+        let heir = known.sent.front().map(|next| next.task);
+        let Some(Ended { task, outcome, retry, micros }) = known.ended.take() else { return };
+        let client = known.client;
+        let heir = heir.filter(|_| assigned_lease(&self.attempts, task));
+        self.end_attempt(task, client, outcome, retry, micros, heir, effects);
+        if self.executors.get(&executor).is_some_and(|known| known.sent.is_empty()) {
+            self.became_idle(executor, effects);
+        } else {
+            self.pipeline(executor, effects);
+        }
+    }
+
+    /// Attempts that wait for an object which will never come.
+    pub(crate) fn fail_waiting_tasks(
+        &mut self,
+        tasks: impl IntoIterator<Item = TaskId>,
+        failure: &Failure,
+        effects: &mut Vec<Effect>,
+    ) {
+        for task in tasks {
+            self.end_attempt(task, None, Outcome::Failed(failure.clone()), Retry::No, 0, None, effects);
+        }
+    }
+}
+
+fn assigned_lease(attempts: &Attempts, task: TaskId) -> bool {
+    attempts.get(&task).is_some_and(|assigned| assigned.lease.is_some())
+}

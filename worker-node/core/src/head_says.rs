@@ -1,0 +1,120 @@
+//! What the head says, and the streams on which it says it.
+
+use cluster_types::{ClientId, HeadToNode, JobId, NodeToClient, NodeToHead, TaskId, TaskSpec};
+
+use crate::event::Effect;
+use crate::executors::Executor;
+use crate::node::Node;
+
+impl Node {
+    pub(crate) fn head_says(&mut self, message: HeadToNode, effects: &mut Vec<Effect>) {
+        match message {
+            HeadToNode::Admitted { .. } => self.admitted(effects),
+            HeadToNode::Job { job, info } => {
+                self.jobs.insert(job, info);
+            }
+            HeadToNode::JobEnded(job) => self.job_ended(job, effects),
+            HeadToNode::Assign { spec, attempt, lease, located } => {
+                for (object, located) in located {
+                    // The head frees functions on every node that was told of them, other small values at home only.
+                    let keep = object == spec.template.function;
+                    self.located(object, located, false, keep, effects);
+                }
+                self.assign(spec, attempt, lease, effects);
+            }
+            HeadToNode::Grant { task, attempt, lease } => self.grant(task, attempt, lease, effects),
+            HeadToNode::CallBack(tasks) => {
+                for (task, attempt) in tasks {
+                    self.call_back(task, attempt, effects);
+                }
+            }
+            HeadToNode::Cancel { task, attempt, reason, force } => {
+                self.cancel(task, attempt, &reason, force, effects)
+            }
+            HeadToNode::Finished { task, outcome } => {
+                self.unfinished.remove(&task);
+                self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
+            }
+            HeadToNode::Located { object, located } => self.located(object, located, true, false, effects),
+            HeadToNode::Free(objects) => {
+                for object in objects {
+                    self.head_freed(object, effects);
+                }
+            }
+            HeadToNode::ClientGone(client) => {
+                if !self.clients.contains_key(&client) {
+                    self.forget_unescaped_of(client, effects);
+                }
+            }
+            HeadToNode::Log { client, lines } => self.tell_client(client, NodeToClient::Log(lines), effects),
+            HeadToNode::Notice { client, text } => {
+                self.tell_client(client, NodeToClient::Notice { text }, effects)
+            }
+            HeadToNode::RejectClient { client, failure } => {
+                self.tell_client(
+                    client,
+                    NodeToClient::Rejected { reason: failure.message.to_string() },
+                    effects,
+                );
+                effects.push(Effect::CloseClient { client });
+            }
+            HeadToNode::Reply { client, number, reply } => {
+                self.tell_client(client, NodeToClient::Reply { number, reply }, effects)
+            }
+        }
+    }
+
+    /// A stream to the head is open. On a new one after another, everything of the old is over (FENCE-1): the head is
+    /// told anew what clients and objects there are, and sends its attempts anew.
+    pub(crate) fn admitted(&mut self, effects: &mut Vec<Effect>) {
+        self.connected = true;
+        let first = !std::mem::replace(&mut self.was_connected, true);
+        if !first {
+            self.end_all_attempts(effects);
+            let mut clients: Vec<ClientId> = self.clients.keys().copied().collect();
+            clients.sort_unstable();
+            for client in clients {
+                let known = &self.clients[&client];
+                let (kind, job, pid) = (known.kind.clone(), known.job, known.pid);
+                effects.push(Effect::ToHead(NodeToHead::ClientAttached { client, kind, job, pid }));
+            }
+            self.report_objects(effects);
+            let mut specs: Vec<TaskSpec> = self.unfinished.values().cloned().collect();
+            specs.sort_unstable_by_key(|spec| spec.id);
+            effects.extend(specs.into_iter().map(|spec| Effect::ToHead(NodeToHead::Submit(spec))));
+        }
+        for message in std::mem::take(&mut self.held_back) {
+            effects.push(Effect::ToHead(message));
+        }
+        self.next_heartbeat = self.now;
+        self.tick(effects);
+    }
+
+    pub(crate) fn end_all_attempts(&mut self, effects: &mut Vec<Effect>) {
+        let mut executors: Vec<u32> =
+            self.executors.iter().filter(|(_, known)| !known.sent.is_empty()).map(|(id, _)| *id).collect();
+        executors.sort_unstable();
+        for executor in executors {
+            if let Some(known) = self.executors.get_mut(&executor) {
+                known.ending = true;
+                known.sent.clear();
+            }
+            effects.push(Effect::EndExecutor { executor, force: true });
+        }
+        let tasks: Vec<TaskId> = self.attempts.keys().copied().collect();
+        for task in tasks {
+            self.forget_attempt(task);
+        }
+    }
+
+    pub(crate) fn job_ended(&mut self, job: JobId, effects: &mut Vec<Effect>) {
+        self.jobs.remove(&job);
+        let traits = &self.catalogue.traits;
+        let of_job = |executor: &Executor| traits[executor.pool.0 as usize].job == job;
+        let ending: Vec<u32> =
+            self.executors.iter().filter(|(_, known)| of_job(known)).map(|(id, _)| *id).collect();
+        for executor in ending {
+            self.end_executor(executor, effects);
+        }
+    }
+}
