@@ -10,10 +10,9 @@ use bytes::BytesMut;
 use cluster_proto::Codec;
 use cluster_store::segment::MAX_FDS;
 use cluster_types::{ClientId, ClientKind, NodeToClient};
-use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, watch};
 
+use crate::client_socket::ClientSocket;
 use crate::gateway::RemoteClient;
 use crate::outbox::{OUTBOX_LOGS, OUTBOX_MAX, Outbox, Written};
 
@@ -38,9 +37,9 @@ pub(crate) enum ClientLink {
     Remote(RemoteClient),
 }
 
-/// The writing half of a client's socket.
+/// A client's socket, with what is to be written to it.
 pub(crate) struct SocketLink {
-    half: OwnedWriteHalf,
+    socket: ClientSocket,
     outbox: RefCell<Outbox>,
     /// The outbox has something for the writer task.
     blocked: Notify,
@@ -49,13 +48,13 @@ pub(crate) struct SocketLink {
 }
 
 impl SocketLink {
-    pub(crate) fn new(half: OwnedWriteHalf) -> Rc<SocketLink> {
+    pub(crate) fn new(socket: ClientSocket) -> Rc<SocketLink> {
         let (outbox, blocked, broken) = (RefCell::default(), Notify::new(), Notify::new());
-        Rc::new(SocketLink { half, outbox, blocked, broken })
+        Rc::new(SocketLink { socket, outbox, blocked, broken })
     }
 
-    pub(crate) fn stream(&self) -> &UnixStream {
-        self.half.as_ref()
+    pub(crate) fn socket(&self) -> &ClientSocket {
+        &self.socket
     }
 
     /// Writes what the socket would not take at once. Ends when the connection is broken.
@@ -63,10 +62,10 @@ impl SocketLink {
         loop {
             self.blocked.notified().await;
             loop {
-                if self.stream().writable().await.is_err() {
+                if self.socket.writable().await.is_err() {
                     return;
                 }
-                let written = self.outbox.borrow_mut().drain(self.stream());
+                let written = self.outbox.borrow_mut().drain(&self.socket);
                 match written {
                     Written::All => break,
                     Written::Blocked => {}
@@ -77,7 +76,7 @@ impl SocketLink {
     }
 
     fn write(&self, frames: &mut BytesMut, fds: Vec<Arc<OwnedFd>>) {
-        match self.outbox.borrow_mut().write(self.stream(), frames, fds) {
+        match self.outbox.borrow_mut().write(&self.socket, frames, fds) {
             Written::All => {}
             Written::Blocked => self.blocked.notify_one(),
             Written::Broken => self.broken.notify_one(),
@@ -87,8 +86,8 @@ impl SocketLink {
     /// Everything was taken by the kernel, or never will be.
     pub(crate) async fn flushed(&self) {
         loop {
-            let written = self.outbox.borrow_mut().drain(self.stream());
-            if written != Written::Blocked || self.stream().writable().await.is_err() {
+            let written = self.outbox.borrow_mut().drain(&self.socket);
+            if written != Written::Blocked || self.socket.writable().await.is_err() {
                 return;
             }
         }
@@ -150,7 +149,7 @@ impl Client {
                 tokio::task::spawn_local(async move {
                     let grace = std::time::Duration::from_secs(1);
                     let _ = tokio::time::timeout(grace, socket.flushed()).await;
-                    let _ = rustix::net::shutdown(socket.stream(), rustix::net::Shutdown::Both);
+                    let _ = rustix::net::shutdown(socket.socket(), rustix::net::Shutdown::Both);
                     socket.broken.notify_one();
                 });
             }

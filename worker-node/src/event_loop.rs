@@ -17,6 +17,7 @@ use cluster_types::{
 use tokio::sync::{Notify, mpsc};
 use worker_core::{Effect, Event};
 
+use crate::client_socket::{Scratch, scratch};
 use crate::clients::Client;
 use crate::config::Machine;
 use crate::executors::Executors;
@@ -32,6 +33,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Handle {
     daemon: Rc<RefCell<Daemon>>,
     signals: Rc<Signals>,
+    pub(crate) scratch: Scratch,
 }
 
 /// What wakes the loop's own tasks.
@@ -117,7 +119,7 @@ impl Handle {
             head_again: false,
             signals: signals.clone(),
         };
-        Handle { daemon: Rc::new(RefCell::new(daemon)), signals }
+        Handle { daemon: Rc::new(RefCell::new(daemon)), signals, scratch: scratch() }
     }
 
     /// Never held across an await.

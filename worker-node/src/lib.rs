@@ -13,6 +13,7 @@
 //! | [`supervisor`], `executors` | processes; what the core knows of them |
 //! | `devices` | what this machine has |
 
+mod client_socket;
 mod clients;
 pub mod config;
 pub mod daemon;

@@ -2,13 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use cluster_store::segment::send_with_fds;
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+
+use crate::client_socket::ClientSocket;
 
 /// Beyond this a client that does not read is considered stuck.
 pub(crate) const OUTBOX_MAX: usize = 256 << 20;
@@ -42,12 +41,12 @@ impl Outbox {
     /// was written at once, which is the usual case.
     pub(crate) fn write(
         &mut self,
-        stream: &UnixStream,
+        socket: &ClientSocket,
         frames: &mut BytesMut,
         fds: Vec<Arc<OwnedFd>>,
     ) -> Written {
         if self.waiting.is_empty() {
-            match send(stream, frames, &fds) {
+            match socket.try_send(frames, &fds) {
                 Ok(sent) if sent == frames.len() => {
                     frames.clear();
                     return Written::All;
@@ -76,9 +75,9 @@ impl Outbox {
     }
 
     /// Writes what waits.
-    pub(crate) fn drain(&mut self, stream: &UnixStream) -> Written {
+    pub(crate) fn drain(&mut self, socket: &ClientSocket) -> Written {
         while let Some((bytes, fds)) = self.waiting.front_mut() {
-            match send(stream, bytes, fds) {
+            match socket.try_send(bytes, fds) {
                 Ok(sent) => {
                     bytes.advance(sent);
                     fds.clear();
@@ -92,14 +91,5 @@ impl Outbox {
             }
         }
         Written::All
-    }
-}
-
-fn send(stream: &UnixStream, bytes: &[u8], fds: &[Arc<OwnedFd>]) -> io::Result<usize> {
-    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
-    match stream.try_io(Interest::WRITABLE, || send_with_fds(stream, bytes, &fds)) {
-        // The socket may have room before the event loop learnt so.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => send_with_fds(stream, bytes, &fds),
-        other => other,
     }
 }

@@ -1,7 +1,7 @@
 //! The daemon's Unix socket: clients of this machine.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,13 +13,12 @@ use cluster_proto::frame::FrameReader;
 use cluster_proto::{Codec, check_protocol};
 use cluster_types::{ClientHello, ClientId, ClientKind, ClientToNode, NodeToClient};
 use rustix::process::{Pid, PidfdFlags};
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use worker_core::Event;
 
+use crate::client_socket::{ClientSocket, Received};
 use crate::clients::{Client, ClientLink, SocketLink};
 use crate::config::WorkerError;
 use crate::event_loop::{Daemon, Handle};
@@ -32,8 +31,6 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const EXIT_WITHIN: Duration = Duration::from_secs(2);
 /// How long a driver waits for an interpreter that is not known yet.
 const INTERPRETER_WITHIN: Duration = Duration::from_secs(20);
-/// Read at once.
-const READ_MAX: usize = 256 << 10;
 
 /// The socket's name in the daemon's directory.
 pub const SOCKET_NAME: &str = "node.sock";
@@ -109,23 +106,26 @@ impl Drop for Listener {
 
 /// Hears the hello, then serves the client to its end.
 async fn greet(handle: Handle, stream: UnixStream) {
+    let socket = match ClientSocket::new(stream, handle.scratch.clone()) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(%error, "cannot watch a client's socket"),
+    };
     let mut frames = FrameReader::default();
-    let hello = match timeout(HELLO_WITHIN, first_frame(&stream, &mut frames)).await {
+    let hello = match timeout(HELLO_WITHIN, first_frame(&socket, &mut frames)).await {
         Ok(Ok(Some(hello))) => hello,
         Ok(Ok(None)) => return,
-        Ok(Err(reason)) => return reject(&stream, reason).await,
-        Err(_) => return reject(&stream, "no hello came within 5 s".to_owned()).await,
+        Ok(Err(reason)) => return reject(&socket, reason).await,
+        Err(_) => return reject(&socket, "no hello came within 5 s".to_owned()).await,
     };
     if let Err(reason) = check_hello(&handle, &hello).await {
-        return reject(&stream, reason).await;
+        return reject(&socket, reason).await;
     }
-    let (pid, pidfd) = match peer(&stream) {
+    let (pid, pidfd) = match peer(&socket) {
         Ok(peer) => peer,
         // It has ended already.
         Err(_) => return,
     };
-    let (mut incoming, outgoing) = stream.into_split();
-    let link = SocketLink::new(outgoing);
+    let link = SocketLink::new(socket);
     let (drained, drained_later) = watch::channel(false);
     let ClientHello { client, kind, shares_memory, .. } = hello;
     let accepted = {
@@ -133,12 +133,12 @@ async fn greet(handle: Handle, stream: UnixStream) {
         handle.borrow().attach(hello.client, pid, client, shares_memory)
     };
     if let Err(reason) = accepted {
-        return reject(link.stream(), reason).await;
+        return reject(link.socket(), reason).await;
     }
     tracing::info!(%client, pid, "client attached");
     let said_goodbye = tokio::select! {
         biased;
-        said_goodbye = read(&handle, client, &mut incoming, &mut frames) => said_goodbye,
+        said_goodbye = read(&handle, client, link.socket(), &mut frames) => said_goodbye,
         () = process_ended(&pidfd) => {
             // What it had said before is still in the socket.
             drain(&handle, client, &link, &mut frames);
@@ -213,7 +213,7 @@ impl Daemon {
 async fn read(
     handle: &Handle,
     client: ClientId,
-    incoming: &mut OwnedReadHalf,
+    socket: &ClientSocket,
     frames: &mut FrameReader,
 ) -> bool {
     let mut goodbye = false;
@@ -230,59 +230,19 @@ async fn read(
                 return false;
             }
         }
-        // Waits and reads with one system call for each message that comes alone: after a read that did not fill the
-        // buffer it waits at once, without asking in vain.
-        loop {
-            match incoming.read_buf(make_room(frames)).await.into() {
-                Received::Some => break,
-                Received::Nothing => {}
-                Received::End => return goodbye,
-            }
+        if socket.receive(frames).await == Received::End {
+            return goodbye;
         }
     }
 }
 
 /// Reads what is there, and no more.
 fn drain(handle: &Handle, client: ClientId, link: &Rc<SocketLink>, frames: &mut FrameReader) {
-    while let Received::Some = receive(link.stream(), frames) {
+    while link.socket().try_receive(frames) == Received::Some {
         if take_frames(handle, client, frames).is_err() {
             return;
         }
     }
-}
-
-enum Received {
-    Some,
-    Nothing,
-    End,
-}
-
-impl From<io::Result<usize>> for Received {
-    fn from(result: io::Result<usize>) -> Self {
-        match result {
-            Ok(0) => Received::End,
-            Ok(_) => Received::Some,
-            Err(error) => match error.kind() {
-                // Reset: it ended without reading all it was told. What it said is still there, and comes first.
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {
-                    Received::Nothing
-                }
-                _ => Received::End,
-            },
-        }
-    }
-}
-
-fn receive(stream: &UnixStream, frames: &mut FrameReader) -> Received {
-    stream.try_read_buf(make_room(frames)).into()
-}
-
-fn make_room(frames: &mut FrameReader) -> &mut BytesMut {
-    let buffer = frames.buffer();
-    // In the middle of a large frame there is likely more of it.
-    let room = if buffer.len() >= READ_MAX / 8 { READ_MAX } else { READ_MAX / 8 };
-    buffer.reserve(room);
-    buffer
 }
 
 fn take_frames(handle: &Handle, client: ClientId, frames: &mut FrameReader) -> Result<bool, String> {
@@ -299,12 +259,12 @@ fn take_frames(handle: &Handle, client: ClientId, frames: &mut FrameReader) -> R
     Ok(goodbye)
 }
 
-async fn first_frame(stream: &UnixStream, frames: &mut FrameReader) -> Result<Option<ClientHello>, String> {
+async fn first_frame(socket: &ClientSocket, frames: &mut FrameReader) -> Result<Option<ClientHello>, String> {
     loop {
         if let Some(frame) = frames.next_frame().map_err(|error| error.to_string())? {
             return Codec::decode_hello(frame).map(Some).map_err(|error| error.to_string());
         }
-        if stream.readable().await.is_err() || matches!(receive(stream, frames), Received::End) {
+        if socket.receive(frames).await == Received::End {
             return Ok(None);
         }
     }
@@ -344,30 +304,26 @@ pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello) -> Result<
     Ok(())
 }
 
-async fn reject(stream: &UnixStream, reason: String) {
+async fn reject(socket: &ClientSocket, reason: String) {
     tracing::warn!(reason, "client rejected");
     let mut frame = BytesMut::new();
     Codec::default().frame_node_messages(&[NodeToClient::Rejected { reason }], &mut frame);
     let write = async {
         let mut sent = 0;
-        while sent < frame.len() && stream.writable().await.is_ok() {
-            match stream.try_write(&frame[sent..]) {
+        while sent < frame.len() {
+            match socket.try_send(&frame[sent..], &[]) {
                 Ok(written) => sent += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if socket.writable().await.is_err() {
+                        break;
+                    }
+                }
                 Err(_) => break,
             }
         }
         // Read what it may still be sending: closing with that unread would take the sentence away again.
-        let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Write);
-        let mut left = [0; 4096];
-        while stream.readable().await.is_ok() {
-            match stream.try_read(&mut left) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
-            }
-        }
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+        while socket.receive(&mut FrameReader::default()).await == Received::Some {}
     };
     let _ = timeout(Duration::from_secs(1), write).await;
 }
@@ -375,8 +331,8 @@ async fn reject(stream: &UnixStream, reason: String) {
 type Pidfd = tokio::io::unix::AsyncFd<OwnedFd>;
 
 /// The process at the other end, by a descriptor that names it whatever becomes of its number.
-fn peer(stream: &UnixStream) -> io::Result<(u32, Pidfd)> {
-    let credentials = rustix::net::sockopt::socket_peercred(stream.as_fd())?;
+fn peer(socket: &ClientSocket) -> io::Result<(u32, Pidfd)> {
+    let credentials = rustix::net::sockopt::socket_peercred(socket)?;
     let pid: Pid = credentials.pid;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
     Ok((pid.as_raw_nonzero().get().unsigned_abs(), register_readable(pidfd)?))
