@@ -210,12 +210,7 @@ impl Daemon {
 }
 
 /// Reads until the client closes, or sends what is no message; whether it said goodbye.
-async fn read(
-    handle: &Handle,
-    client: ClientId,
-    socket: &ClientSocket,
-    frames: &mut FrameReader,
-) -> bool {
+async fn read(handle: &Handle, client: ClientId, socket: &ClientSocket, frames: &mut FrameReader) -> bool {
     let mut goodbye = false;
     loop {
         match take_frames(handle, client, frames) {

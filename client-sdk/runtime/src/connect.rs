@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use crate::helper::Helper;
 use crate::reader::{ReadHalf, Received};
 use crate::shared::{Inner, Shared, WriteHalf, generation};
+use crate::spin::Spinning;
 use crate::waiting::poll;
 use crate::{ConnectError, ConnectOptions, Interrupt, Target, bridge};
 
@@ -97,7 +98,7 @@ pub(crate) fn connect(
         write: Mutex::new(WriteHalf { codec: Codec::default(), buffer: BytesMut::new(), broken: false }),
         read: Mutex::new(read),
         unsent: AtomicUsize::new(0),
-        recent_wait: AtomicU32::new(1000),
+        spinning: Spinning::default(),
         helper,
     });
     shared.take_in(&mut shared.read.lock(), Received::Messages(rest));

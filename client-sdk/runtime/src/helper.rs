@@ -178,7 +178,7 @@ impl<'a> Rounds<'a> {
         }
         inner.reading = true;
         drop(inner);
-        shared.read_once(Instant::now(), Duration::ZERO);
+        shared.read_once(Instant::now());
         let mut inner = shared.lock();
         inner.reading = false;
         self.reads = inner.reads;

@@ -24,6 +24,7 @@ mod helper;
 mod options;
 mod reader;
 mod shared;
+mod spin;
 mod value;
 mod waiting;
 

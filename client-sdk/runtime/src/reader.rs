@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster_proto::Codec;
 use cluster_proto::frame::FrameReader;
@@ -84,28 +84,30 @@ impl ReadHalf {
 }
 
 impl Shared {
-    /// The reader's step: waits for the socket until then at the latest, reads and applies once; writes what the
-    /// socket did not take before. True if a signal came.
-    pub(crate) fn read_once(self: &Shared, until: Instant, spin: Duration) -> bool {
+    /// The reader's step without sleeping: asks again and again until then. True if something came and was applied.
+    pub(crate) fn read_spinning(self: &Shared, until: Instant) -> bool {
         let mut read = self.read.lock();
-        if spin > Duration::ZERO {
-            let begun = Instant::now();
-            loop {
-                match read.receive(&self.socket) {
-                    Received::Nothing => {}
-                    received => {
-                        self.take_in(&mut read, received);
-                        return false;
-                    }
-                }
-                if begun.elapsed() >= spin {
-                    break;
-                }
-                for _ in 0..8 {
-                    std::hint::spin_loop();
+        loop {
+            match read.receive(&self.socket) {
+                Received::Nothing => {}
+                received => {
+                    self.take_in(&mut read, received);
+                    return true;
                 }
             }
+            if Instant::now() >= until {
+                return false;
+            }
+            for _ in 0..8 {
+                std::hint::spin_loop();
+            }
         }
+    }
+
+    /// The reader's step: waits for the socket until then at the latest, reads and applies once; writes what the
+    /// socket did not take before. True if a signal came.
+    pub(crate) fn read_once(self: &Shared, until: Instant) -> bool {
+        let mut read = self.read.lock();
         let writing = self.unsent.load(Ordering::Relaxed) > 0;
         let flags = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut fds = [PollFd::new(&self.socket, flags)];

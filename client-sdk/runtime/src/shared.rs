@@ -25,6 +25,7 @@ use crate::client::{Notice, Task};
 use crate::completion::Queue;
 use crate::helper::{Duty, Helper};
 use crate::reader::ReadHalf;
+use crate::spin::Spinning;
 use crate::value::{Got, Pin, ValueBytes};
 use crate::waiting::Waiter;
 
@@ -69,8 +70,8 @@ pub(crate) struct Shared {
     pub(crate) read: Mutex<ReadHalf>,
     /// Bytes that the socket would not take yet.
     pub(crate) unsent: AtomicUsize,
-    /// Microseconds that recent waits of a driver took, smoothed (rule S8).
-    pub(crate) recent_wait: AtomicU32,
+    /// Whether a driver's waits spin (rule S8).
+    pub(crate) spinning: Spinning,
     pub(crate) helper: Helper,
 }
 

@@ -7,7 +7,6 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cluster_types::{ClientToNode, ObjectId};
@@ -15,14 +14,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::shared::{BACKLOG_MAX, Inner, Shared, eventfd, signal, unsignal};
+use crate::spin::SPIN;
 use crate::{ClientError, Interrupt};
 
 /// The longest that a wait goes on without asking whether it should: a signal may have come to another thread, or
 /// just before the wait began.
 const ASK_AT_LEAST: Duration = Duration::from_millis(200);
-/// A driver spins this long before it blocks, if recent waits were about as short (rule S8).
-const SPIN: Duration = Duration::from_micros(50);
-const SPIN_IF_BELOW: u32 = 100;
 /// A task that only fetches is not said to be blocked for this long.
 const FETCH_GRACE: Duration = Duration::from_millis(1);
 
@@ -144,14 +141,15 @@ impl Shared {
     ) -> Result<T, ClientError> {
         let mut place = Place { shared: self, reads: false, waiter: None, blocked: None };
         let mut begun: Option<Instant> = None;
+        let mut spins_until: Option<Instant> = None;
         let mut looked = false;
         loop {
             let mut inner = self.lock();
             let what = match check(&mut inner)? {
                 Step::Done(value) => {
                     drop(inner);
-                    if let Some(begun) = begun.filter(|_| manner.may_spin) {
-                        self.note_wait(begun.elapsed());
+                    if spins_until.is_some() {
+                        self.spinning.paid();
                     }
                     return Ok(value);
                 }
@@ -161,7 +159,9 @@ impl Shared {
             if begun.is_none() {
                 drop(inner);
                 self.check_process()?;
-                begun = Some(Instant::now());
+                let now = Instant::now();
+                begun = Some(now);
+                spins_until = (manner.may_spin && self.may_spin()).then_some(now + SPIN);
                 // Others may have appended what this wait depends on.
                 self.flush();
                 continue;
@@ -195,8 +195,16 @@ impl Shared {
                 if kick {
                     self.helper.kick();
                 }
-                let spin = manner.may_spin && self.may_spin();
-                self.read_once(until, if spin { SPIN } else { Duration::ZERO })
+                if let Some(end) = spins_until
+                    && !self.read_spinning(until.min(end))
+                {
+                    // One that the wait's own deadline cut short proves nothing.
+                    if end <= until {
+                        self.spinning.was_in_vain();
+                    }
+                    spins_until = None;
+                }
+                spins_until.is_none() && self.read_once(until)
             } else if inner.may_be_met(what, self.backlog(&inner)) {
                 false
             } else {
@@ -209,14 +217,9 @@ impl Shared {
         }
     }
 
+    /// A CPU must be left for those that are waited for.
     fn may_spin(&self) -> bool {
-        self.is_driver && self.welcome.cores >= 2 && self.recent_wait.load(Ordering::Relaxed) < SPIN_IF_BELOW
-    }
-
-    fn note_wait(&self, took: Duration) {
-        let took = took.as_micros().min(1000) as u32;
-        let before = self.recent_wait.load(Ordering::Relaxed);
-        self.recent_wait.store((before * 3 + took) / 4, Ordering::Relaxed);
+        self.is_driver && self.welcome.cores >= 2 && self.spinning.begins()
     }
 }
 
