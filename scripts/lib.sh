@@ -47,11 +47,32 @@ find_python() {
     die "Python 3.11 or newer is needed; found $(python3 --version 2>/dev/null || echo none). Install it, or name it: PYTHON=/path/to/python3 $0"
 }
 
-# A toolchain that was just installed is often not in a non-interactive shell's PATH yet.
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort --version-sort | head -n 1)" = "$2" ]; }
+
 find_cargo() {
+    # A toolchain that was just installed is often not in a non-interactive shell's PATH yet.
     command -v cargo >/dev/null || PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
     command -v cargo >/dev/null || die "cargo is not installed. Install a stable Rust toolchain with rustup (https://rustup.rs), then run this again."
-    command -v cc >/dev/null || die "a C linker (cc) is not installed. On Debian or Ubuntu: apt-get install gcc"
+    command -v cc >/dev/null || die "a C linker (cc) is not installed. On Debian or Ubuntu: apt-get install gcc libc6-dev"
+    local wanted found
+    wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    if command -v rustup >/dev/null && [ -z "${RUSTUP_TOOLCHAIN:-}" ]; then use_toolchain "$wanted"; fi
+    found=$(rustc --version | cut -d ' ' -f 2) || die "rustc does not run; see above"
+    at_least "$found" "$wanted" || die "Rust $wanted or newer is needed; $(command -v rustc) is $found. Install a newer one with rustup (https://rustup.rs), then run this again."
+}
+
+# The pinned toolchain; or, where it cannot be had, an installed one that is new enough.
+use_toolchain() {
+    local wanted=$1 stable
+    [[ $'\n'$(RUSTUP_AUTO_INSTALL=0 rustup toolchain list 2>/dev/null) != *$'\n'"$wanted"* ]] || return 0
+    if [ "${RUSTUP_AUTO_INSTALL:-1}" != 0 ]; then
+        say "installing Rust $wanted"
+        ! rustup toolchain install "$wanted" --profile minimal --component rustfmt --component clippy --no-self-update >&2 || return 0
+    fi
+    stable=$(rustup run stable rustc --version 2>/dev/null | cut -d ' ' -f 2) || true
+    [ -n "$stable" ] && at_least "$stable" "$wanted" ||
+        die "the Rust toolchain $wanted is not installed. Run: rustup toolchain install $wanted"
+    export RUSTUP_TOOLCHAIN=stable
 }
 
 # apt_install PACKAGE...: Debian packages, with whatever right to install them this user has.
