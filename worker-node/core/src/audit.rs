@@ -36,6 +36,7 @@ impl Node {
                 Stage::Sent { executor, tag } => {
                     let sent = self.executors.get(&executor).is_some_and(|known| {
                         known.sent.iter().any(|sent| sent.tag == tag && sent.task == *id)
+                            || known.ended.as_ref().is_some_and(|ended| ended.task == *id)
                     });
                     if !sent {
                         return Err(format!(

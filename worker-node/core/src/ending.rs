@@ -2,7 +2,7 @@
 
 use cluster_types::client_node::{Completion, PutValue};
 use cluster_types::node_head::Retry;
-use cluster_types::{ClientId, Failure, FailureKind, NodeToHead, Outcome, ResultValue, TaskId, TaskResult};
+use cluster_types::{ClientId, Failure, FailureKind, INLINE_MAX, NodeToHead, Outcome, ResultValue, TaskId, TaskResult};
 
 use crate::attempts::{Assigned, Attempts, Stage};
 use crate::event::Effect;
@@ -113,7 +113,10 @@ impl Node {
                     .map(|(index, result)| {
                         let object = task.result(index as u32);
                         let value = match &result.value {
-                            PutValue::Inline(bytes) => ResultValue::Inline(bytes.clone()),
+                            PutValue::Inline(bytes) if bytes.len() <= INLINE_MAX => {
+                                ResultValue::Inline(bytes.clone())
+                            }
+                            PutValue::Inline(bytes) => ResultValue::Stored { size: bytes.len() as u64 },
                             PutValue::Stored(location) => ResultValue::Stored { size: location.len },
                         };
                         self.keep_result(client, object, result.value, effects);

@@ -23,10 +23,18 @@ impl Node {
         if self.objects.get(&object).is_some_and(Object::has_copy) {
             return; // Said twice.
         }
+        self.record(client, object, value, effects);
+        if let Some(known) = self.objects.get_mut(&object) {
+            known.escaped = false;
+            known.contains = contains;
+        }
+        self.came(object, effects);
+    }
+
+    /// Notes where a value lies that a client made.
+    fn record(&mut self, client: ClientId, object: ObjectId, value: PutValue, effects: &mut Vec<Effect>) {
         let use_number = self.next_use();
         let known = self.objects.entry(object).or_default();
-        known.escaped = false;
-        known.contains = contains;
         known.used = use_number;
         match value {
             PutValue::Stored(location) => {
@@ -34,20 +42,17 @@ impl Node {
                 known.memory = Some(Memory { location, writer: Writer::Client(client) });
                 self.memory.holds(location.segment, 1);
             }
-            PutValue::Inline(bytes) if bytes.len() <= INLINE_MAX => {
-                known.size = bytes.len() as u64;
-                known.inline = Some(bytes);
-            }
             PutValue::Inline(bytes) => {
-                // From a client without shared memory. The bytes serve as they are until they lie in the store.
                 known.size = bytes.len() as u64;
                 known.inline = Some(bytes.clone());
-                known.fetch = Fetch::Pulling;
-                self.memory.own += bytes.len() as u64;
-                effects.push(Effect::StoreBytes { object, bytes });
+                if bytes.len() > INLINE_MAX {
+                    // From a client without shared memory. The bytes serve as they are until they lie in the store.
+                    known.fetch = Fetch::Pulling;
+                    self.memory.own += bytes.len() as u64;
+                    effects.push(Effect::StoreBytes { object, bytes });
+                }
             }
         }
-        self.came(object, effects);
     }
 
     /// The head is told of an object, because a message that names it follows.
@@ -72,27 +77,14 @@ impl Node {
         value: PutValue,
         effects: &mut Vec<Effect>,
     ) {
-        let use_number = self.next_use();
-        let known = self.objects.entry(object).or_default();
-        if known.has_copy() {
+        if self.objects.get(&object).is_some_and(Object::has_copy) {
             // Another attempt's result is here already.
             if let PutValue::Stored(location) = value {
                 self.tell_client(client, NodeToClient::RangesFreed(vec![location]), effects);
             }
             return;
         }
-        known.used = use_number;
-        match value {
-            PutValue::Stored(location) => {
-                known.size = location.len;
-                known.memory = Some(Memory { location, writer: Writer::Client(client) });
-                self.memory.holds(location.segment, 1);
-            }
-            PutValue::Inline(bytes) => {
-                known.size = bytes.len() as u64;
-                known.inline = Some(bytes);
-            }
-        }
+        self.record(client, object, value, effects);
         if self.objects.get(&object).is_some_and(|known| known.memory.is_some()) {
             self.serve(object, effects);
         } else {
