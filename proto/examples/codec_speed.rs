@@ -27,6 +27,7 @@ fn main() {
         retry_exceptions: Bytes::new(),
         env_vars: [("OMP_NUM_THREADS".to_owned(), "1".to_owned())].into(),
         strategy: Default::default(),
+        kind: Default::default(),
     });
     let task = |seq| TaskId { client: CLIENT, seq };
     let spec = |seq| TaskSpec {
@@ -35,6 +36,7 @@ fn main() {
         template: template.clone(),
         payload: Payload::Inline(vec![1; 48].into()),
         deps: Refs::new(),
+        parent: None,
         borrowed: Refs::new(),
     };
     let attempt = Attempt { term: 1, n: 1 };

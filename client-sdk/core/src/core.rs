@@ -88,17 +88,18 @@ impl ClientCore {
 
     // ---- making objects ----
 
-    /// Submits a task; each result has one handle. Everything the task names has a handle here at this moment.
+    /// Submits a task, in the name of the task whose code does it; each result has one handle. Everything the task names has a handle here at this moment.
     pub fn submit(
         &mut self,
         template: &Arc<TaskTemplate>,
         payload: Payload,
         deps: Refs,
         borrowed: Refs,
+        parent: Option<TaskId>,
     ) -> (TaskId, Refs) {
         let id = TaskId { client: self.client, seq: self.take_seq() };
         let job = self.job;
-        let spec = TaskSpec { id, job, template: template.clone(), payload, deps, borrowed };
+        let spec = TaskSpec { id, job, template: template.clone(), payload, parent, deps, borrowed };
         self.share_all(spec.held());
         self.out.push(ClientToNode::Submit(spec));
         self.unfinished.insert(id, template.num_returns);

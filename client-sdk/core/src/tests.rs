@@ -30,6 +30,7 @@ fn template(function: ObjectId, num_returns: u32) -> Arc<TaskTemplate> {
         retry_exceptions: Bytes::new(),
         env_vars: Default::default(),
         strategy: Default::default(),
+        kind: Default::default(),
     })
 }
 
@@ -73,7 +74,7 @@ fn batch(core: &mut ClientCore) -> Vec<String> {
 }
 
 fn submit(core: &mut ClientCore, function: ObjectId, deps: Refs) -> ObjectId {
-    core.submit(&template(function, 1), args(), deps, Refs::new()).1[0]
+    core.submit(&template(function, 1), args(), deps, Refs::new(), None).1[0]
 }
 
 fn finish(core: &mut ClientCore, result: ObjectId, value: ResultValue) {
@@ -313,7 +314,7 @@ fn an_escaped_range_waits_for_the_daemon() {
 #[test]
 fn a_failed_task_fails_all_its_results() {
     let mut core = core();
-    let (task, results) = core.submit(&template(foreign(1), 3), args(), Refs::new(), Refs::new());
+    let (task, results) = core.submit(&template(foreign(1), 3), args(), Refs::new(), Refs::new(), None);
     let failure = Failure {
         kind: FailureKind::ExecutorDied,
         message: "gone".into(),
@@ -324,7 +325,7 @@ fn a_failed_task_fails_all_its_results() {
     for id in results {
         assert!(matches!(core.read(id), Some(Reading::Failed(f)) if f.kind == FailureKind::ExecutorDied));
     }
-    let (task, results) = core.submit(&template(foreign(1), 2), args(), Refs::new(), Refs::new());
+    let (task, results) = core.submit(&template(foreign(1), 2), args(), Refs::new(), Refs::new(), None);
     core.on_message(NodeToClient::Finished { task, outcome: FinishedOutcome::Ok(vec![]) });
     assert!(matches!(core.read(results[1]), Some(Reading::Failed(f)) if f.kind == FailureKind::Internal));
 }

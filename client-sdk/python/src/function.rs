@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use client_runtime::{Call, Client as Runtime, Interrupted};
 use cluster_types::task::Strategy;
-use cluster_types::{Amount, ObjectId, Refs, Resources, TaskTemplate};
+use cluster_types::{Amount, ObjectId, Refs, Resources, TaskKind, TaskTemplate};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -110,6 +110,7 @@ impl Function {
             retry_exceptions: retry_exceptions.into(),
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
+            kind: TaskKind::Function,
         };
         Ok(Self {
             client: client.inner.clone(),

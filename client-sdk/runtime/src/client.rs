@@ -209,7 +209,8 @@ impl Client {
             PutValue::Inline(bytes) if small => Payload::Inline(bytes),
             value => Payload::Stored(*stored.insert(inner.core.put(value, Refs::new(), false))),
         };
-        let (_, results) = inner.core.submit(&template, payload, deps, borrowed);
+        let parent = inner.current.map(|current| current.task);
+        let (_, results) = inner.core.submit(&template, payload, deps, borrowed, parent);
         if let Some(payload) = stored {
             // From here on the task holds it.
             inner.core.drop_handle(payload);

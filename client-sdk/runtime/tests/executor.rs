@@ -28,6 +28,7 @@ fn run(n: u64, values: Vec<(ObjectId, Value)>) -> NodeToClient {
         template: template("f"),
         payload: Payload::Inline(b"args".to_vec().into()),
         deps: values.iter().map(|(id, _)| *id).collect(),
+        parent: None,
         borrowed: Refs::new(),
     };
     let attempt = Attempt { term: 1, n: 1 };

@@ -132,6 +132,7 @@ impl Bench {
                 retry_exceptions: Bytes::new(),
                 env_vars: Default::default(),
                 strategy: Default::default(),
+                kind: Default::default(),
             }));
         }
         bench
@@ -203,6 +204,7 @@ impl Bench {
             template,
             payload: Payload::Inline(Bytes::from_static(b"arguments")),
             deps: Refs::new(),
+            parent: None,
             borrowed: Refs::new(),
         };
         self.tell(NodeId(0), NodeToHead::Submit(spec));

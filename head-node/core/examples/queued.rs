@@ -54,6 +54,7 @@ fn main() {
         retry_exceptions: Bytes::new(),
         env_vars: Default::default(),
         strategy: Default::default(),
+        kind: Default::default(),
     });
 
     let before = rss();
@@ -65,6 +66,7 @@ fn main() {
             template: template.clone(),
             payload: Payload::Inline(Bytes::from_static(b"arguments")),
             deps: Refs::new(),
+            parent: None,
             borrowed: Refs::new(),
         };
         head.step(Time(2), tell(NodeToHead::Submit(spec)), &mut effects);

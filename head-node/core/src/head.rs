@@ -147,6 +147,8 @@ impl Head {
             NodeToHead::Returned(attempts) => self.returned(ix, &attempts),
             NodeToHead::Blocked { task, attempt, on } => self.blocked(ix, task, attempt, &on),
             NodeToHead::Unblocked { task, attempt } => self.unblocked(ix, task, attempt),
+            // Until actors and cancellation are there.
+            NodeToHead::Cancel { .. } | NodeToHead::Kill { .. } => {}
             NodeToHead::Locate(object) => self.locate(ix, object),
             NodeToHead::SourceFailed { object, source } => self.source_failed(ix, object, source),
             NodeToHead::CopyAdded(object) => self.copy_added(ix, object),

@@ -20,6 +20,8 @@ impl Head {
             }
             Query::Tasks { limit } => Ok(QueryReply::Tasks(self.task_views(*limit as usize))),
             Query::Objects { limit } => Ok(QueryReply::Objects(self.object_views(*limit as usize))),
+            Query::Actors { .. } => Ok(QueryReply::Actors(Vec::new())),
+            Query::NamedActor { .. } => Ok(QueryReply::NamedActor(None)),
             Query::Why { task } => self.why(task).map(QueryReply::Why),
         }
     }

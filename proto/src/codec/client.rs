@@ -71,6 +71,10 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
         ClientToNode::Query { number, query } => {
             Kind::Query(v1::NumberedQuery { number: *number, query: Some(encode_query(query)) })
         }
+        ClientToNode::Cancel(what) => Kind::Cancel(cancellation_to_wire(what)),
+        ClientToNode::Kill { actor, restart } => {
+            Kind::Kill(v1::KillActor { actor: Some((*actor).into()), restart: *restart })
+        }
         ClientToNode::Goodbye => Kind::Goodbye(v1::Nothing {}),
     };
     v1::ClientToNode { kind: Some(kind) }
@@ -111,6 +115,11 @@ pub(super) fn from_client(
         Kind::Query(wire) => ClientToNode::Query {
             number: wire.number,
             query: decode_query(&wire.query.required("NumberedQuery.query")?)?,
+        },
+        Kind::Cancel(wire) => ClientToNode::Cancel(cancellation(wire)?),
+        Kind::Kill(wire) => ClientToNode::Kill {
+            actor: wire.actor.required("KillActor.actor")?.into(),
+            restart: wire.restart,
         },
         Kind::Goodbye(_) => ClientToNode::Goodbye,
     })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cluster_types::client_node::LogLine;
+use cluster_types::client_node::{Cancellation, LogLine};
 use cluster_types::ids::MAX_SEQ;
 use cluster_types::{
     Amount, Attempt, ClientId, ClientKind, Failure, FailureKind, GpuShare, INLINE_MAX, JobId, JobInfo, Lease,
@@ -218,6 +218,7 @@ pub(super) fn failure_to_wire(failure: &Failure) -> v1::Failure {
         FailureKind::ObjectTooLarge => Wire::ObjectTooLarge,
         FailureKind::OutOfDisk => Wire::OutOfDisk,
         FailureKind::Internal => Wire::Internal,
+        FailureKind::ActorDied => Wire::ActorDied,
     };
     v1::Failure {
         kind: kind.into(),
@@ -240,6 +241,7 @@ pub(super) fn failure(reading: &Reading<'_>, wire: v1::Failure) -> Result<Failur
         Wire::ObjectTooLarge => FailureKind::ObjectTooLarge,
         Wire::OutOfDisk => FailureKind::OutOfDisk,
         Wire::Internal => FailureKind::Internal,
+        Wire::ActorDied => FailureKind::ActorDied,
         Wire::Unspecified => {
             return Err(WireError::invalid("Failure.kind", format!("is {}, which is unknown", wire.kind)));
         }
@@ -401,4 +403,24 @@ pub(super) fn log_lines_to_wire(lines: &[LogLine]) -> Vec<v1::LogLine> {
 
 pub(super) fn log_lines(wire: Vec<v1::LogLine>) -> Result<Vec<LogLine>, WireError> {
     wire.into_iter().map(log_line).collect()
+}
+
+// ---- cancellations
+
+pub(super) fn cancellation_to_wire(what: &Cancellation) -> v1::Cancellation {
+    v1::Cancellation {
+        object: Some(what.object.into()),
+        force: what.force,
+        recursive: what.recursive,
+        reason: what.reason.clone(),
+    }
+}
+
+pub(super) fn cancellation(wire: v1::Cancellation) -> Result<Cancellation, WireError> {
+    Ok(Cancellation {
+        object: wire.object.required("Cancellation.object")?.into(),
+        force: wire.force,
+        recursive: wire.recursive,
+        reason: wire.reason,
+    })
 }

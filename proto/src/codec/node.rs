@@ -90,6 +90,12 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             on: objects_to_wire(on),
         }),
         NodeToHead::Unblocked { task, attempt } => Kind::Unblocked(task_attempt_to_wire(*task, *attempt)),
+        NodeToHead::Cancel { client, what } => {
+            Kind::Cancel(v1::ClientCancellation { client: client.0, what: Some(cancellation_to_wire(what)) })
+        }
+        NodeToHead::Kill { client, actor, restart } => {
+            Kind::Kill(v1::ClientKill { client: client.0, actor: Some((*actor).into()), restart: *restart })
+        }
         NodeToHead::Locate(object) => Kind::Locate((*object).into()),
         NodeToHead::SourceFailed { object, source } => {
             Kind::SourceFailed(v1::SourceFailed { object: Some((*object).into()), source: source.0 })
@@ -144,6 +150,15 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             let (task, attempt) = task_attempt(wire)?;
             NodeToHead::Unblocked { task, attempt }
         }
+        Kind::Cancel(wire) => NodeToHead::Cancel {
+            client: ClientId(wire.client),
+            what: cancellation(wire.what.required("ClientCancellation.what")?)?,
+        },
+        Kind::Kill(wire) => NodeToHead::Kill {
+            client: ClientId(wire.client),
+            actor: wire.actor.required("ClientKill.actor")?.into(),
+            restart: wire.restart,
+        },
         Kind::Locate(object) => NodeToHead::Locate(object.into()),
         Kind::SourceFailed(wire) => NodeToHead::SourceFailed {
             object: wire.object.required("SourceFailed.object")?.into(),
@@ -235,6 +250,11 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             reason: reason.clone(),
             force: *force,
         }),
+        HeadToNode::EndActor { task, attempt, reason, force } => Kind::EndActor(v1::CancelAttempt {
+            attempt: Some(task_attempt_to_wire(*task, *attempt)),
+            reason: reason.clone(),
+            force: *force,
+        }),
         HeadToNode::Finished { task, outcome } => Kind::Finished(v1::TaskFinished {
             client: task.client.0,
             seq: task.seq,
@@ -292,6 +312,10 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
         Kind::Cancel(wire) => {
             let (task, attempt) = task_attempt(wire.attempt.required("CancelAttempt.attempt")?)?;
             HeadToNode::Cancel { task, attempt, reason: wire.reason, force: wire.force }
+        }
+        Kind::EndActor(wire) => {
+            let (task, attempt) = task_attempt(wire.attempt.required("CancelAttempt.attempt")?)?;
+            HeadToNode::EndActor { task, attempt, reason: wire.reason, force: wire.force }
         }
         Kind::Finished(wire) => HeadToNode::Finished {
             task: task_id("TaskFinished.seq", wire.client, wire.seq)?,

@@ -30,6 +30,8 @@ pub fn encode_reply(reply: &Result<QueryReply, String>) -> v1::QueryReply {
         Ok(QueryReply::Tasks(view)) => Kind::Tasks(json(view)),
         Ok(QueryReply::Objects(view)) => Kind::Objects(json(view)),
         Ok(QueryReply::Why(view)) => Kind::Why(json(view)),
+        Ok(QueryReply::Actors(view)) => Kind::Actors(json(view)),
+        Ok(QueryReply::NamedActor(view)) => Kind::NamedActor(json(view)),
         Err(reason) => Kind::Error(reason.clone()),
     };
     v1::QueryReply { kind: Some(kind) }
@@ -48,6 +50,8 @@ pub fn decode_reply(wire: v1::QueryReply) -> Result<Result<QueryReply, String>, 
         Kind::Tasks(json) => from_slice(&json).map(QueryReply::Tasks),
         Kind::Objects(json) => from_slice(&json).map(QueryReply::Objects),
         Kind::Why(json) => from_slice(&json).map(QueryReply::Why),
+        Kind::Actors(json) => from_slice(&json).map(QueryReply::Actors),
+        Kind::NamedActor(json) => from_slice(&json).map(QueryReply::NamedActor),
     };
     reply.map(Ok).map_err(|error| not_json("QueryReply", &error))
 }

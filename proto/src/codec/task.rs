@@ -1,17 +1,21 @@
 //! What a task is and how it ends.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::ids::MAX_RETURNS;
 use cluster_types::task::Strategy;
 use cluster_types::{
-    JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, TaskResult, TaskSpec, TaskTemplate,
+    ActorTraits, JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, TaskId, TaskKind, TaskResult,
+    TaskSpec, TaskTemplate,
 };
 
 use super::Reading;
-use super::common::{entries, failure, failure_to_wire, inline, objects, objects_to_wire, task_id};
+use super::common::{entries, failure, failure_to_wire, inline, limited, objects, objects_to_wire, task_id};
 use super::template::TemplateWriter;
 use crate::error::Required;
+use crate::limits::MAX_ENTRIES;
 use crate::{WireError, v1};
 
 pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
@@ -30,6 +34,7 @@ pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
         retry_exceptions: template.retry_exceptions.clone(),
         env_vars: template.env_vars.clone(),
         strategy: Some(v1::Strategy { kind: Some(strategy) }),
+        kind: Some(kind_to_wire(&template.kind)),
     }
 }
 
@@ -51,12 +56,54 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
         num_returns: wire.num_returns,
         max_retries: wire.max_retries,
         retry_exceptions: wire.retry_exceptions,
+        kind: kind_from_wire(wire.kind)?,
         env_vars: entries("TaskTemplate.env_vars", wire.env_vars)?,
         strategy: match strategy {
             Kind::Default(_) => Strategy::Default,
             Kind::Spread(_) => Strategy::Spread,
             Kind::Node(on) => Strategy::Node { id: NodeId(on.node), soft: on.soft },
         },
+    })
+}
+
+fn kind_to_wire(kind: &TaskKind) -> v1::task_template::Kind {
+    use v1::task_template::Kind;
+    match kind {
+        TaskKind::Function => Kind::Plain(v1::Nothing {}),
+        TaskKind::Actor(traits) => Kind::Actor(v1::ActorTraits {
+            name: traits.name.clone(),
+            namespace: traits.namespace.clone(),
+            detached: traits.detached,
+            max_restarts: traits.max_restarts,
+            max_concurrency: traits.max_concurrency,
+            groups: traits.groups.clone(),
+            is_async: traits.is_async,
+            handle: traits.handle.clone(),
+        }),
+        TaskKind::Method { method, group } => {
+            Kind::Method(v1::Method { method: method.to_string(), group: group.to_string() })
+        }
+    }
+}
+
+fn kind_from_wire(wire: Option<v1::task_template::Kind>) -> Result<TaskKind, WireError> {
+    use v1::task_template::Kind;
+    Ok(match wire.required("TaskTemplate.kind")? {
+        Kind::Plain(_) => TaskKind::Function,
+        Kind::Actor(traits) => {
+            limited("ActorTraits.groups", traits.groups.len(), MAX_ENTRIES)?;
+            TaskKind::Actor(Arc::new(ActorTraits {
+                name: traits.name,
+                namespace: traits.namespace,
+                detached: traits.detached,
+                max_restarts: traits.max_restarts,
+                max_concurrency: traits.max_concurrency,
+                groups: traits.groups,
+                is_async: traits.is_async,
+                handle: traits.handle,
+            }))
+        }
+        Kind::Method(wire) => TaskKind::Method { method: wire.method.into(), group: wire.group.into() },
     })
 }
 
@@ -73,6 +120,7 @@ pub(super) fn spec_to_wire(spec: &TaskSpec, templates: &mut TemplateWriter) -> v
         }),
         deps: objects_to_wire(&spec.deps),
         borrowed: objects_to_wire(&spec.borrowed),
+        parent: spec.parent.map(v1::TaskId::from),
     }
 }
 
@@ -88,6 +136,7 @@ pub(super) fn spec(reading: &mut Reading<'_>, wire: v1::TaskSpec) -> Result<Task
         },
         deps: objects("TaskSpec.deps", &wire.deps)?,
         borrowed: objects("TaskSpec.borrowed", &wire.borrowed)?,
+        parent: wire.parent.map(TaskId::try_from).transpose()?,
     })
 }
 

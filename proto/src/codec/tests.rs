@@ -5,7 +5,9 @@ use bytes::{Bytes, BytesMut};
 use cluster_types::client_node::*;
 use cluster_types::ids::MAX_SEQ;
 use cluster_types::node_head::{NodeHello, Retry};
-use cluster_types::query::{NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView};
+use cluster_types::query::{
+    ActorView, NamedActor, NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView,
+};
 use cluster_types::task::Strategy as Placement;
 use cluster_types::*;
 use proptest::collection::{btree_map, vec};
@@ -91,9 +93,34 @@ fn failure() -> impl Strategy<Value = Failure> {
         ObjectTooLarge,
         OutOfDisk,
         Internal,
+        ActorDied,
     ];
     (prop::sample::select(kinds.to_vec()), text(), bytes(50), option::of(task()))
         .prop_map(|(kind, message, payload, task)| Failure { kind, message: message.into(), payload, task })
+}
+fn kind() -> impl Strategy<Value = TaskKind> {
+    let traits =
+        (text(), text(), any::<(bool, i32, u32, bool)>(), bytes(30), btree_map(text(), any::<u32>(), 0..3))
+            .prop_map(
+                |(name, namespace, (detached, max_restarts, max_concurrency, is_async), handle, groups)| {
+                    ActorTraits {
+                        name,
+                        namespace,
+                        detached,
+                        max_restarts,
+                        max_concurrency,
+                        groups,
+                        is_async,
+                        handle,
+                    }
+                },
+            );
+    prop_oneof![
+        Just(TaskKind::Function),
+        traits.prop_map(|traits| TaskKind::Actor(Arc::new(traits))),
+        (text(), text())
+            .prop_map(|(method, group)| TaskKind::Method { method: method.into(), group: group.into() }),
+    ]
 }
 fn template() -> impl Strategy<Value = TaskTemplate> {
     let strategy = prop_oneof![
@@ -101,8 +128,17 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
         Just(Placement::Spread),
         (node_id(), any::<bool>()).prop_map(|(id, soft)| Placement::Node { id, soft }),
     ];
-    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), strategy).prop_map(
-        |(name, function, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy)| {
+    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), (strategy, kind())).prop_map(
+        |(
+            name,
+            function,
+            resources,
+            num_returns,
+            max_retries,
+            retry_exceptions,
+            env_vars,
+            (strategy, kind),
+        )| {
             TaskTemplate {
                 name: name.into(),
                 function,
@@ -112,18 +148,20 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
                 retry_exceptions,
                 env_vars,
                 strategy,
+                kind,
             }
         },
     )
 }
 fn spec() -> impl Strategy<Value = TaskSpec> {
     let payload = prop_oneof![bytes(200).prop_map(Payload::Inline), object().prop_map(Payload::Stored)];
-    (task(), job(), template(), payload, refs(), refs()).prop_map(
-        |(id, job, template, payload, deps, borrowed)| TaskSpec {
+    (task(), job(), template(), payload, option::of(task()), refs(), refs()).prop_map(
+        |(id, job, template, payload, parent, deps, borrowed)| TaskSpec {
             id,
             job,
             template: Arc::new(template),
             payload,
+            parent,
             deps,
             borrowed,
         },
@@ -200,6 +238,8 @@ fn query() -> impl Strategy<Value = Query> {
         Just(Query::Nodes),
         any::<u32>().prop_map(|limit| Query::Tasks { limit }),
         any::<u32>().prop_map(|limit| Query::Objects { limit }),
+        any::<u32>().prop_map(|limit| Query::Actors { limit }),
+        (text(), text()).prop_map(|(namespace, name)| Query::NamedActor { namespace, name }),
         text().prop_map(|task| Query::Why { task })
     ]
 }
@@ -210,8 +250,22 @@ fn reply() -> impl Strategy<Value = Result<QueryReply, String>> {
         any::<u32>().prop_map(|nodes| Ok(QueryReply::Status(StatusView { nodes, ..Default::default() }))),
         Just(Ok(QueryReply::Nodes(vec![NodeView::default()]))),
         Just(Ok(QueryReply::Objects(Vec::new()))),
+        Just(Ok(QueryReply::Actors(vec![ActorView::default()]))),
+        option::of(
+            (text(), vec(any::<u8>(), 0..20)).prop_map(|(actor, handle)| NamedActor { actor, handle })
+        )
+        .prop_map(|found| Ok(QueryReply::NamedActor(found))),
         vec(text().prop_map(task), 0..2).prop_map(|tasks| Ok(QueryReply::Tasks(tasks)))
     ]
+}
+
+fn cancellation() -> impl Strategy<Value = Cancellation> {
+    (object(), any::<(bool, bool)>(), text()).prop_map(|(object, (force, recursive), reason)| Cancellation {
+        object,
+        force,
+        recursive,
+        reason,
+    })
 }
 
 fn client_to_node() -> impl Strategy<Value = ClientToNode> {
@@ -245,6 +299,8 @@ fn client_to_node() -> impl Strategy<Value = ClientToNode> {
         })),
         log_line().prop_map(M::Log),
         (any::<u64>(), query()).prop_map(|(number, query)| M::Query { number, query }),
+        cancellation().prop_map(M::Cancel),
+        (object(), any::<bool>()).prop_map(|(actor, restart)| M::Kill { actor, restart }),
         Just(M::Goodbye)
     ]
 }
@@ -316,6 +372,12 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         vec((task(), attempt()), 0..3).prop_map(M::Returned),
         (task(), attempt(), list()).prop_map(|(task, attempt, on)| M::Blocked { task, attempt, on }),
         (task(), attempt()).prop_map(|(task, attempt)| M::Unblocked { task, attempt }),
+        (client(), cancellation()).prop_map(|(client, what)| M::Cancel { client, what }),
+        (client(), object(), any::<bool>()).prop_map(|(client, actor, restart)| M::Kill {
+            client,
+            actor,
+            restart
+        }),
         object().prop_map(M::Locate),
         (object(), node_id()).prop_map(|(object, source)| M::SourceFailed { object, source }),
         object().prop_map(M::CopyAdded),
@@ -345,6 +407,12 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
         (task(), attempt(), lease()).prop_map(|(task, attempt, lease)| M::Grant { task, attempt, lease }),
         vec((task(), attempt()), 0..3).prop_map(M::CallBack),
         (task(), attempt(), text(), any::<bool>()).prop_map(|(task, attempt, reason, force)| M::Cancel {
+            task,
+            attempt,
+            reason,
+            force
+        }),
+        (task(), attempt(), text(), any::<bool>()).prop_map(|(task, attempt, reason, force)| M::EndActor {
             task,
             attempt,
             reason,

@@ -129,6 +129,15 @@ pub enum ClientToNode {
     },
     /// An executor finished the task it was given under `tag`.
     Completed(Completion),
+    /// Cancel the task that makes this object; its results become [`crate::FailureKind::Cancelled`], unless it has ended.
+    Cancel(Cancellation),
+    /// End the actor.
+    Kill {
+        /// Its handle.
+        actor: ObjectId,
+        /// Whether it may be made anew, if it has restarts left.
+        restart: bool,
+    },
     /// A whole line that user code printed.
     Log(LogLine),
     /// A question; answered by `Reply` with the same number.
@@ -140,6 +149,19 @@ pub enum ClientToNode {
     },
     /// The client ends by itself; everything it held is dropped.
     Goodbye,
+}
+
+/// The wish that a task ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancellation {
+    /// Any of its results.
+    pub object: ObjectId,
+    /// End the executor's process if it runs.
+    pub force: bool,
+    /// The tasks it submitted, too, and theirs.
+    pub recursive: bool,
+    /// Who asks and why, for the error: `cancelled by the driver`.
+    pub reason: String,
 }
 
 /// The bytes of something put.

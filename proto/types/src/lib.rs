@@ -28,7 +28,10 @@ pub use ids::{Attempt, ClientId, Incarnation, JobId, NodeId, ObjectId, SegmentId
 pub use node_head::{HeadToNode, NodeHello, NodeToHead};
 pub use object::{INLINE_MAX, Located, Location, Refs, Value};
 pub use resources::{Amount, GpuShare, Lease, Resources};
-pub use task::{Failure, FailureKind, Outcome, Payload, ResultValue, TaskResult, TaskSpec, TaskTemplate};
+pub use task::{
+    ActorTraits, Failure, FailureKind, Outcome, Payload, ResultValue, TaskKind, TaskResult, TaskSpec,
+    TaskTemplate,
+};
 pub use time::{Span, Time};
 
 /// The version of every protocol in this repository; peers that differ part at the handshake with one clear sentence.

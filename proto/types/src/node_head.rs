@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::client_node::{FinishedOutcome, JobInfo, LogLine};
+use crate::client_node::{Cancellation, FinishedOutcome, JobInfo, LogLine};
 use crate::query::{Query, QueryReply, StoreUsage};
 use crate::{
     Attempt, ClientId, ClientKind, Failure, Incarnation, JobId, Lease, Located, NodeId, ObjectId, Outcome,
@@ -93,6 +93,10 @@ pub enum NodeToHead {
         objects: Vec<ObjectId>,
     },
     /// An attempt ended. One message also says which prefetched attempt inherited its lease (rule S2).
+    ///
+    /// Of an attempt that makes an actor this is said when the actor is made, and its lease stays; and once more, with a
+    /// failure ([`crate::FailureKind::ActorDied`]), when the actor ends: `retry` then says whether that was nobody's
+    /// wish. What became of its calls was said before.
     Done {
         /// The task.
         task: TaskId,
@@ -127,6 +131,22 @@ pub enum NodeToHead {
         task: TaskId,
         /// Which try.
         attempt: Attempt,
+    },
+    /// A client wants a task to end.
+    Cancel {
+        /// Who asks.
+        client: ClientId,
+        /// What it asks.
+        what: Cancellation,
+    },
+    /// A client wants an actor to end.
+    Kill {
+        /// Who asks.
+        client: ClientId,
+        /// Its handle.
+        actor: ObjectId,
+        /// Whether it may be made anew, if it has restarts left.
+        restart: bool,
     },
     /// Somebody here needs this object: tell me when and where it is. Answered by `Located`, once.
     Locate(ObjectId),
@@ -220,6 +240,17 @@ pub enum HeadToNode {
         /// For the error.
         reason: String,
         /// Kill its executor.
+        force: bool,
+    },
+    /// End this actor's process and answer with its second `Done`.
+    EndActor {
+        /// The task that made it.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+        /// Why, for the errors of its calls.
+        reason: String,
+        /// At once; else after what it runs, as a program ends.
         force: bool,
     },
     /// A task submitted by a client of this node has ended (TASK-1).

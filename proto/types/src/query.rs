@@ -21,6 +21,18 @@ pub enum Query {
         /// At most this many.
         limit: u32,
     },
+    /// Actors, newest first.
+    Actors {
+        /// At most this many.
+        limit: u32,
+    },
+    /// The living (or not yet made) actor of this name.
+    NamedActor {
+        /// Where the name counts.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.
@@ -42,6 +54,10 @@ pub enum QueryReply {
     Objects(Vec<ObjectView>),
     /// See [`Query::Why`].
     Why(WhyView),
+    /// See [`Query::Actors`].
+    Actors(Vec<ActorView>),
+    /// See [`Query::NamedActor`]; `None`: there is none.
+    NamedActor(Option<NamedActor>),
 }
 
 /// The fill of one node's store, in bytes.
@@ -145,6 +161,44 @@ pub struct ObjectView {
     pub tasks: u32,
     /// Objects that contain it.
     pub containers: u32,
+}
+
+/// An actor, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ActorView {
+    /// Its handle's object, `client.seq.index`.
+    pub actor: String,
+    /// Its class.
+    pub class: String,
+    /// Its name; empty if it has none.
+    pub name: String,
+    /// Where its name counts.
+    pub namespace: String,
+    /// `pending`, `alive`, `restarting`, `dead`.
+    pub state: String,
+    /// Its job.
+    pub job: String,
+    /// Where it lives; empty if nowhere.
+    pub node: String,
+    /// The process; 0 if none.
+    pub pid: u32,
+    /// How often it was made anew.
+    pub restarts: u32,
+    /// Calls that it was not given yet.
+    pub queued: u64,
+    /// Calls that it was given.
+    pub running: u64,
+    /// Why it died; empty otherwise.
+    pub error: String,
+}
+
+/// What a client needs to make a handle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedActor {
+    /// Its handle's object, as its id prints.
+    pub actor: String,
+    /// [`crate::ActorTraits::handle`].
+    pub handle: Vec<u8>,
 }
 
 /// Why a task is where it is.

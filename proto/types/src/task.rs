@@ -27,6 +27,56 @@ pub struct TaskTemplate {
     pub env_vars: BTreeMap<String, String>,
     /// Where it may run.
     pub strategy: Strategy,
+    /// What running it means.
+    pub kind: TaskKind,
+}
+
+/// What running a task means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TaskKind {
+    /// A function is called, in any executor.
+    #[default]
+    Function,
+    /// An object of a class is made, in an executor that stays with it: an actor. The class is the template's
+    /// `function`; the task's one result is the actor's handle. Who can reach that result has a handle (rule A1), and
+    /// when nobody can any more, the actor ends.
+    Actor(Arc<ActorTraits>),
+    /// A method of an actor is called, in the actor's executor. The template's `function` is the actor's handle: an
+    /// unanswered call holds it (rule A1). It asks for no resources; `max_retries` is the actor's `max_task_retries`.
+    Method {
+        /// The method's name.
+        method: Arc<str>,
+        /// The concurrency group; empty: the default one.
+        group: Arc<str>,
+    },
+}
+
+/// What an actor is, beside what its creating task says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ActorTraits {
+    /// Unique in its namespace while the actor lives; empty: none.
+    pub name: String,
+    /// Where its name counts.
+    pub namespace: String,
+    /// Lives until it is killed, whoever holds handles.
+    pub detached: bool,
+    /// How often it is made anew when it died by no wish of anybody; -1 is without end.
+    pub max_restarts: i32,
+    /// Calls of the default group that run at once; more than 1 gives up the order of a caller's calls.
+    pub max_concurrency: u32,
+    /// Further groups, with how many of their calls run at once.
+    pub groups: BTreeMap<String, u32>,
+    /// Its methods are coroutines and run on one event loop.
+    pub is_async: bool,
+    /// What a client needs to make a handle of the actor's id; opaque to all but the SDK.
+    pub handle: Bytes,
+}
+
+impl ActorTraits {
+    /// Whether one call runs at a time, each caller's in the order it made them (ORDER-1).
+    pub fn in_order(&self) -> bool {
+        self.max_concurrency <= 1 && self.groups.is_empty() && !self.is_async
+    }
 }
 
 /// Where a task may run.
@@ -66,6 +116,8 @@ pub struct TaskSpec {
     pub template: Arc<TaskTemplate>,
     /// The arguments, with placeholders for `deps`.
     pub payload: Payload,
+    /// The task whose code submitted this one, unless a driver's own did.
+    pub parent: Option<TaskId>,
     /// Top-level refs among the arguments, in placeholder order; the executor gets their values (DEP-1).
     pub deps: Refs,
     /// Refs nested inside the arguments; they stay refs.
@@ -85,13 +137,23 @@ impl TaskSpec {
             .chain(self.borrowed.iter().copied())
     }
 
-    /// Every object whose *value* must be on the node before the task starts: function, payload, `deps`.
+    /// Every object whose *value* must be on the node before the task starts: function (not a method's: that is the
+    /// actor itself), payload, `deps`.
     pub fn needed(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        let function = match self.template.kind {
+            TaskKind::Function | TaskKind::Actor(_) => Some(self.template.function),
+            TaskKind::Method { .. } => None,
+        };
         let payload = match self.payload {
             Payload::Stored(id) => Some(id),
             Payload::Inline(_) => None,
         };
-        std::iter::once(self.template.function).chain(payload).chain(self.deps.iter().copied())
+        function.into_iter().chain(payload).chain(self.deps.iter().copied())
+    }
+
+    /// The actor that this is a call of.
+    pub fn called_actor(&self) -> Option<ObjectId> {
+        matches!(self.template.kind, TaskKind::Method { .. }).then_some(self.template.function)
     }
 }
 
@@ -159,6 +221,8 @@ pub enum FailureKind {
     ObjectTooLarge,
     /// The disk is full while the store had to spill.
     OutOfDisk,
+    /// The actor that was called is dead; the message says why.
+    ActorDied,
     /// A broken promise of ours or of a peer.
     Internal,
 }

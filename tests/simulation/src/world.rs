@@ -859,6 +859,7 @@ impl World {
                     retry_exceptions: Bytes::new(),
                     env_vars: BTreeMap::new(),
                     strategy: Default::default(),
+                    kind: Default::default(),
                 }));
             }
             self.templates.insert(client, templates);
@@ -866,7 +867,7 @@ impl World {
         let template = self.random.pick(&self.templates[&client]).expect("there are templates").clone();
         let Some(process) = self.processes.get_mut(&client) else { return };
         let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
-        let (_, results) = process.core.submit(&template, payload, deps, borrowed);
+        let (_, results) = process.core.submit(&template, payload, deps, borrowed, None);
         process.refs.extend(results);
     }
 

@@ -159,6 +159,10 @@ impl Node {
             ClientToNode::Query { number, query } => {
                 self.tell_head(NodeToHead::Query { client, number, query }, effects)
             }
+            ClientToNode::Cancel(what) => self.tell_head(NodeToHead::Cancel { client, what }, effects),
+            ClientToNode::Kill { actor, restart } => {
+                self.tell_head(NodeToHead::Kill { client, actor, restart }, effects)
+            }
             ClientToNode::Goodbye => self.client_ended(client, effects),
         }
     }

@@ -31,6 +31,8 @@ impl Node {
             HeadToNode::Cancel { task, attempt, reason, force } => {
                 self.cancel(task, attempt, &reason, force, effects)
             }
+            // Until actors are there.
+            HeadToNode::EndActor { .. } => {}
             HeadToNode::Finished { task, outcome } => {
                 self.unfinished.remove(&task);
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);

@@ -445,6 +445,7 @@ fn run(tag: u64, slot: u16) -> NodeToClient {
         retry_exceptions: Bytes::new(),
         env_vars: Default::default(),
         strategy: Default::default(),
+        kind: Default::default(),
     };
     let spec = TaskSpec {
         id: TaskId { client: ClientId(1), seq: tag },
@@ -452,6 +453,7 @@ fn run(tag: u64, slot: u16) -> NodeToClient {
         template: Arc::new(template),
         payload: Payload::Inline(Bytes::new()),
         deps: Default::default(),
+        parent: None,
         borrowed: Default::default(),
     };
     NodeToClient::Run(Box::new(cluster_types::client_node::RunTask {

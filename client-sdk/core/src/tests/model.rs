@@ -185,7 +185,7 @@ impl World {
                 let (deps, borrowed) = (self.picks(&deps), self.picks(&borrowed));
                 let Some(function) = self.pick(0) else { return };
                 let named = [function].into_iter().chain(deps.iter().chain(&borrowed).copied()).collect();
-                let (_, ids) = self.core.submit(&template(function, 1), args(), deps, borrowed);
+                let (_, ids) = self.core.submit(&template(function, 1), args(), deps, borrowed, None);
                 self.inside.insert(ids[0], named);
                 self.handles.push(ids[0]);
             }

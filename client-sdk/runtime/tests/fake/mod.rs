@@ -97,6 +97,7 @@ pub fn template(name: &str) -> Arc<TaskTemplate> {
         retry_exceptions: Bytes::new(),
         env_vars: Default::default(),
         strategy: Default::default(),
+        kind: Default::default(),
     })
 }
 

@@ -146,6 +146,7 @@ impl World {
             } else {
                 Payload::Inline(Bytes::new())
             },
+            parent: None,
             borrowed: if b.is_multiple_of(4) { [object(c, b)].into_iter().collect() } else { Refs::new() },
             deps,
         };

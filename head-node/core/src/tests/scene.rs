@@ -171,6 +171,7 @@ impl Scene {
             retry_exceptions: Bytes::new(),
             env_vars: Default::default(),
             strategy: Strategy::Default,
+            kind: Default::default(),
         };
         if let Some(known) = self.templates.iter().find(|known| ***known == template) {
             return known.clone();
@@ -187,6 +188,7 @@ impl Scene {
             template,
             payload: Payload::Inline(Bytes::new()),
             deps: deps.iter().copied().collect(),
+            parent: None,
             borrowed: Refs::new(),
         }
     }
