@@ -96,7 +96,8 @@ pub enum NodeToHead {
     ///
     /// Of an attempt that makes an actor this is said when the actor is made, and its lease stays; and once more, with a
     /// failure ([`crate::FailureKind::ActorDied`]), when the actor ends: `retry` then says whether that was nobody's
-    /// wish. What became of its calls was said before.
+    /// wish. What became of each of its calls here is said after that: `Returned` if it had not started, else `Done`.
+    /// A call that reaches a node where its actor is no more is `Returned`.
     Done {
         /// The task.
         task: TaskId,

@@ -2,7 +2,9 @@
 
 use cluster_types::client_node::{Completion, PutValue};
 use cluster_types::node_head::Retry;
-use cluster_types::{ClientId, Failure, FailureKind, INLINE_MAX, NodeToHead, Outcome, ResultValue, TaskId, TaskResult};
+use cluster_types::{
+    ClientId, Failure, FailureKind, INLINE_MAX, NodeToHead, Outcome, ResultValue, TaskId, TaskResult,
+};
 
 use crate::attempts::{Assigned, Attempts, Stage};
 use crate::event::Effect;

@@ -135,6 +135,7 @@ impl World {
             retry_exceptions: Bytes::new(),
             env_vars: Default::default(),
             strategy,
+            kind: Default::default(),
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {
