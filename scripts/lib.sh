@@ -40,12 +40,16 @@ find_python() {
     local candidate
     for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            # Of an activated environment, .venv among them, what it was made with: .venv cannot be remade from itself.
+            "$candidate" -c 'import os, sys; print(os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable))'
             return
         fi
     done
     die "Python 3.11 or newer is needed; found $(python3 --version 2>/dev/null || echo none). Install it, or name it: PYTHON=/path/to/python3 $0"
 }
+
+# The calling script's own first comment, as its help.
+usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
 
 at_least() { [ "$(printf '%s\n' "$1" "$2" | sort --version-sort | head -n 1)" = "$2" ]; }
 
