@@ -19,7 +19,7 @@ use cluster_store::segment::recv_with_fds;
 use cluster_types::client_node::{Completion, Welcome};
 use cluster_types::task::TaskTemplate;
 use cluster_types::{
-    Attempt, ClientHello, ClientId, ClientKind, ClientToNode, JobId, JobInfo, Map, NodeHello, NodeId,
+    Attempt, ClientHello, ClientId, ClientKind, ClientToNode, JobId, JobInfo, NodeHello, NodeId,
     NodeToClient, ObjectId, PROTOCOL_VERSION, Payload, SegmentId, TaskId, TaskSpec, Time,
 };
 use tokio::task::LocalSet;
@@ -531,80 +531,4 @@ fn what_an_executor_prints_past_python_is_logged_with_its_process() {
         }
         _ => None,
     });
-}
-
-/// How long the edge takes for what a task needs of it. Prints; asserts nothing about a noisy machine.
-#[test]
-#[ignore = "a measurement: run it in release mode with --nocapture"]
-fn measure_round_trips() {
-    let executor = Arc::new(Mutex::new(None));
-    let mut driver_of: Map<u64, ClientId> = Map::default();
-    let script = move |event: &Event, effects: &mut Vec<Effect>| match event {
-        Event::ClientAttached { client, kind: ClientKind::Driver { .. }, .. } => {
-            let mut executor = executor.lock().unwrap();
-            // The second one plays the executor.
-            if *client == ClientId(2) {
-                *executor = Some(*client);
-            }
-        }
-        Event::FromClient { client, message: ClientToNode::Submit(spec) } => {
-            driver_of.insert(spec.id.seq, *client);
-            let client = executor.lock().unwrap().unwrap();
-            effects.push(Effect::ToClient { client, message: run(spec.id.seq, 0) });
-        }
-        Event::FromClient { message: ClientToNode::Completed(done), .. } => {
-            let client = driver_of.remove(&done.tag).unwrap();
-            let task = TaskId { client, seq: done.tag };
-            let outcome = cluster_types::client_node::FinishedOutcome::Ok(Vec::new());
-            effects.push(Effect::ToClient { client, message: NodeToClient::Finished { task, outcome } });
-        }
-        _ => {}
-    };
-    let daemon = Running::start("measure", script);
-    let mut submitter = daemon.attach(1, driver());
-    let mut worker = daemon.attach(2, driver());
-    std::thread::spawn(move || {
-        while let Some(message) = worker.next() {
-            let NodeToClient::Run(task) = message else { continue };
-            let mut done = vec![Completion { tag: task.tag, result: Ok(Vec::new()), micros: 1 }];
-            done.extend(worker.ready.drain(..).filter_map(|message| match message {
-                NodeToClient::Run(task) => {
-                    Some(Completion { tag: task.tag, result: Ok(Vec::new()), micros: 1 })
-                }
-                _ => None,
-            }));
-            let done: Vec<ClientToNode> = done.into_iter().map(ClientToNode::Completed).collect();
-            worker.send(&done);
-        }
-    });
-    let NodeToClient::Run(task) = run(1, 0) else { unreachable!() };
-    let submit = |seq: u64| {
-        let id = TaskId { client: ClientId(1), seq };
-        ClientToNode::Submit(TaskSpec { id, ..(*task.spec).clone() })
-    };
-    const ROUNDS: u64 = 20_000;
-    let start = Instant::now();
-    for seq in 1..=ROUNDS {
-        submitter.send(&[submit(seq)]);
-        assert!(matches!(submitter.next(), Some(NodeToClient::Finished { .. })));
-    }
-    println!("one at a time: {:.1} µs each", start.elapsed().as_micros() as f64 / ROUNDS as f64);
-    const MANY: u64 = 200_000;
-    let batches: Vec<Vec<ClientToNode>> = (0..MANY / 100)
-        .map(|batch| (0..100).map(|n| submit(ROUNDS + 1 + batch * 100 + n)).collect())
-        .collect();
-    let start = Instant::now();
-    let mut in_flight = 0;
-    for batch in &batches {
-        submitter.send(batch);
-        in_flight += 100;
-        while in_flight > 900 {
-            assert!(matches!(submitter.next(), Some(NodeToClient::Finished { .. })));
-            in_flight -= 1;
-        }
-    }
-    for _ in 0..in_flight {
-        assert!(matches!(submitter.next(), Some(NodeToClient::Finished { .. })));
-    }
-    println!("1,000 in flight: {:.0} a second", MANY as f64 / start.elapsed().as_secs_f64());
 }
