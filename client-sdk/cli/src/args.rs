@@ -122,10 +122,10 @@ pub struct TokenArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct OfferArgs {
     /// Cores; fractions are fine [default: those of this machine]
-    #[arg(long, env = "CLUSTER_NUM_CPUS", value_name = "N", value_parser = parse_amount)]
+    #[arg(long, env = "CLUSTER_NUM_CPUS", value_name = "N", value_parser = parse_amount, allow_negative_numbers = true)]
     pub num_cpus: Option<f64>,
     /// GPUs [default: those of this machine]
-    #[arg(long, env = "CLUSTER_NUM_GPUS", value_name = "N", value_parser = parse_amount)]
+    #[arg(long, env = "CLUSTER_NUM_GPUS", value_name = "N", value_parser = parse_amount, allow_negative_numbers = true)]
     pub num_gpus: Option<f64>,
     /// Memory for tasks that ask for some, like 4GiB [default: what the machine has beside the object store]
     #[arg(long, env = "CLUSTER_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
@@ -273,5 +273,7 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(flag.split('=').next().unwrap()), "{error}");
         }
+        let error = Cli::try_parse_from(["cluster", "up", "--num-cpus", "-1"]).unwrap_err();
+        assert!(error.to_string().contains("negative"), "{error}");
     }
 }

@@ -118,12 +118,13 @@ impl FileConfig {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())?;
         if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(format!("`{unknown}` is no setting; did you mean `{}`?", nearest(unknown, &KEYS)));
         }
         // From the text once more, so that errors show the line.
-        toml::from_str(text).map_err(|error| error.to_string())
+        toml::from_str(text).map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())
     }
 }
 
@@ -139,7 +140,7 @@ impl UpConfig {
         }
         Ok(Self {
             dir: run_dir(&args.place, &file),
-            join: args.join.clone().or(file.join).map(|address| with_port(&address)),
+            join: args.join.clone().or(file.join).map(|address| whole_address(&address)).transpose()?,
             host: args.host.or(file.host),
             advertise: args.advertise.clone().or(file.advertise).unwrap_or_default(),
             port: args.port.or(file.port).unwrap_or(DEFAULT_PORT),
@@ -157,7 +158,7 @@ impl UpConfig {
                 } else {
                     args.offer.labels.iter().cloned().collect()
                 },
-                python: args.offer.python.clone().or(file.python).map(|path| program(&path)),
+                python: args.offer.python.clone().or(file.python).map(|path| program(&path)).transpose()?,
                 spill_dir: args.offer.spill_dir.clone().or(file.spill_dir).map(|path| from_here(&path)),
             },
             loss_timeout_ms: (seconds * 1000.0) as u64,
@@ -196,7 +197,7 @@ impl AskConfig {
             args.address.clone().filter(|address| !address.is_empty()).or_else(|| file.address.clone());
         Ok(Self {
             dir: run_dir(&args.place, &file),
-            address: address.map(|address| with_port(&address)),
+            address: address.map(|address| whole_address(&address)).transpose()?,
             token_file: token_file(&args.token, file.token_file.as_deref()),
         })
     }
@@ -207,9 +208,21 @@ fn from_here(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// A bare name is looked for in PATH, as everywhere.
-fn program(path: &Path) -> PathBuf {
-    if path.components().count() > 1 { from_here(path) } else { path.to_path_buf() }
+/// A bare name is looked for in PATH, as everywhere. It must be there: a node without its Python fails every task.
+fn program(path: &Path) -> Result<PathBuf, CliError> {
+    let bare = path.components().count() == 1;
+    let search = std::env::var_os("PATH").filter(|_| bare).unwrap_or_default();
+    if bare && std::env::split_paths(&search).any(|dir| dir.join(path).is_file()) {
+        return Ok(path.to_path_buf());
+    }
+    if !bare && path.is_file() {
+        return Ok(from_here(path));
+    }
+    Err(CliError::Usage(format!(
+        "there is no program {}{}: `python` names the interpreter that runs tasks and has concurrent_ml installed",
+        path.display(),
+        if bare { " in PATH" } else { "" }
+    )))
 }
 
 /// The directory for a command that reads nothing else from the file.
@@ -229,8 +242,21 @@ fn token_file(args: &TokenArgs, file: Option<&Path>) -> Option<PathBuf> {
         .or_else(|| file.map(Path::to_path_buf))
 }
 
+/// `host:port`, or `host` for the default port.
+fn whole_address(address: &str) -> Result<String, CliError> {
+    let whole = with_port(address.trim());
+    let sound = whole.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if sound {
+        Ok(whole)
+    } else {
+        Err(CliError::Usage(format!("`{address}` is no address: write HOST:PORT, like 10.0.0.1:8264")))
+    }
+}
+
 /// `host` alone means the default port.
-pub fn with_port(address: &str) -> String {
+fn with_port(address: &str) -> String {
     let has_port = match address.rfind(']') {
         Some(bracket) => address[bracket..].contains(':'),
         None => address.matches(':').count() == 1,
@@ -363,6 +389,21 @@ mod tests {
             assert!(matches!(error, CliError::Usage(_)));
             assert!(error.to_string().contains(expected), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_reached_by_anyone_is_refused_before_anything_starts() {
+        for (flags, expected) in [
+            (["--join", "10.0.0.1:notaport"], "HOST:PORT"),
+            (["--join", "http://10.0.0.1:8264"], "HOST:PORT"),
+            (["--join", ":8264"], "HOST:PORT"),
+            (["--python", "/nope/python3"], "/nope/python3"),
+            (["--python", "no-such-python"], "in PATH"),
+        ] {
+            let error = up(&flags, "").unwrap_err();
+            assert!(matches!(error, CliError::Usage(_)) && error.to_string().contains(expected), "{error}");
+        }
+        assert_eq!(up(&["--join", "[::1]:99"], "").unwrap().join.as_deref(), Some("[::1]:99"));
     }
 
     #[test]
