@@ -33,6 +33,7 @@ impl Node {
             cancelled: None,
             shape,
             pool,
+            admission: false,
             pinned: false,
         };
         self.attempts.insert(task, assigned);
@@ -49,19 +50,10 @@ impl Node {
     pub(crate) fn await_arguments(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
         let Some(assigned) = self.attempts.get_mut(&task) else { return };
         assigned.stage = Stage::Arguments;
-        let spec = assigned.spec.clone();
-        let mut missing = false;
-        for object in spec.needed() {
-            let known = self.objects.entry(object).or_default();
-            if !known.is_here() {
-                missing = true;
-                if !known.waiting_tasks.contains(&task) {
-                    known.waiting_tasks.push(task);
-                }
-                self.fetch(object, effects);
-            }
-        }
-        if !missing {
+        if self.find_arguments(task, effects) {
+            self.seek_admission(task, effects);
+            self.make_room(effects);
+        } else {
             self.make_ready(task, effects);
         }
     }
@@ -184,6 +176,7 @@ impl Node {
             if let Some(known) = self.objects.get_mut(&object) {
                 known.pins = known.pins.saturating_sub(1);
             }
+            self.let_go(object);
             self.forget_cached(object);
         }
     }

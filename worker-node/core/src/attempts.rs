@@ -32,6 +32,8 @@ pub(crate) struct Assigned {
     pub(crate) cancelled: Option<String>,
     pub(crate) shape: ShapeKey,
     pub(crate) pool: PoolKey,
+    /// It is among what waits for memory for its arguments (rule P5).
+    pub(crate) admission: bool,
     /// Its arguments are pinned.
     pub(crate) pinned: bool,
 }

@@ -1,10 +1,8 @@
 //! What must hold between steps; for tests, which call it after each.
 
-use cluster_types::{Location, ObjectId};
-
 use crate::attempts::Stage;
 use crate::node::Node;
-use crate::objects::{Memory, Writer};
+use crate::objects::{Fetch, Memory, Writer};
 
 impl Node {
     /// Checks the cross-references of everything this node believes.
@@ -21,6 +19,22 @@ impl Node {
                     });
                     if !waits {
                         return Err(format!("DEP-1: {id} waits for arguments and none knows"));
+                    }
+                    if assigned.admission != self.memory.admissions.contains(id) {
+                        return Err(format!("P5: whether {id} waits for memory is not certain"));
+                    }
+                    let stuck = |object| {
+                        let known = self.objects.get(&object);
+                        !assigned.admission
+                            && known.is_some_and(|known| {
+                                let found = known.disk && known.fetch == Fetch::Idle && !known.evicting;
+                                found || known.fetch == Fetch::Waiting
+                            })
+                    };
+                    if assigned.spec.needed().all(|object| {
+                        stuck(object) || self.objects.get(&object).is_some_and(|known| known.is_here())
+                    }) {
+                        return Err(format!("P5: {id} waits for memory and nobody knows"));
                     }
                 }
                 Stage::Ready => {
@@ -68,20 +82,56 @@ impl Node {
         if leased != self.memory.leased {
             return Err(format!("P2: {} bytes are leased, {} are counted", leased, self.memory.leased));
         }
-        let mut ranges: Vec<(Location, ObjectId)> =
-            self.objects.iter().filter_map(|(id, known)| Some((known.memory?.location, *id))).collect();
-        ranges.sort_unstable();
-        for pair in ranges.windows(2) {
-            let (a, b) = (pair[0].0, pair[1].0);
-            if a.segment == b.segment && a.offset + a.len > b.offset {
-                return Err(format!("P1: {} and {} lie over each other: {a:?}, {b:?}", pair[0].1, pair[1].1));
+        let mut live = 0;
+        let mut own = self.memory.arriving.values().fold(0u64, |sum, size| sum.saturating_add(*size));
+        for (id, known) in &self.objects {
+            if known.can_spill() && !known.idle {
+                return Err(format!("P4: {id} could go to disk and its turn never comes"));
+            }
+            if (known.fetch == Fetch::Arriving) != self.memory.arriving.contains_key(id) {
+                return Err(format!("P5: {id} is {:?}, which its reserved memory denies", known.fetch));
+            }
+            if known.waits_for_memory() && !known.wanted {
+                return Err(format!("P5: clients wait for {id}, and it does not wait for memory"));
+            }
+            let Some(Memory { location, writer }) = known.memory else { continue };
+            live += location.len;
+            match writer {
+                Writer::Own => own += location.len,
+                Writer::Client(client) if !self.clients.contains_key(&client) => {
+                    return Err(format!("P1: {id} lies in memory of {client}, which is gone"));
+                }
+                Writer::Client(_) | Writer::Orphan => {
+                    let listed = self.memory.segments.get(&location.segment);
+                    let listed = listed.and_then(|segment| segment.objects.get(&location.offset));
+                    if listed != Some(&(location.len, *id)) {
+                        return Err(format!("P1: {id} is said to lie where {listed:?} does: {location:?}"));
+                    }
+                }
             }
         }
-        for (id, known) in &self.objects {
-            if let Some(Memory { writer: Writer::Client(client), .. }) = known.memory
-                && !self.clients.contains_key(&client)
-            {
-                return Err(format!("P1: {id} lies in memory of {client}, which is gone"));
+        if (live, own) != (self.memory.live, self.memory.own) {
+            let counted = (self.memory.live, self.memory.own);
+            return Err(format!(
+                "P2: {live} bytes are live and {own} the daemon's own, counted are {counted:?}"
+            ));
+        }
+        for (segment, known) in &self.memory.segments {
+            let mut from = 0;
+            for (offset, (len, id)) in &known.objects {
+                if *offset < from || offset + len > known.len {
+                    return Err(format!("P1: {id} lies over another, or beyond its segment {segment:?}"));
+                }
+                from = offset + len;
+            }
+            let listed = known.objects.values().map(|(_, id)| id);
+            if let Some(id) = listed.into_iter().find(|id| {
+                self.objects
+                    .get(id)
+                    .and_then(|known| known.memory)
+                    .is_none_or(|at| at.location.segment != *segment)
+            }) {
+                return Err(format!("P1: {segment:?} is said to hold {id}, which is elsewhere"));
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::event::Effect;
 use crate::node::Node;
+use crate::objects::Object;
 
 /// Somebody attached here.
 #[derive(Debug)]
@@ -21,6 +22,12 @@ pub(crate) struct Client {
     pub(crate) segments: Set<SegmentId>,
     /// Objects it views.
     pub(crate) views: Set<ObjectId>,
+    /// Objects it waits for.
+    pub(crate) waits: Set<ObjectId>,
+    /// Puts of its own that have not escaped.
+    pub(crate) private: Set<ObjectId>,
+    /// It was caught in a lie, and told so.
+    pub(crate) refused: bool,
     /// Bytes of the next segment leased to it, at least.
     pub(crate) growth: u64,
 }
@@ -66,6 +73,9 @@ impl Node {
             shares_memory,
             segments: Set::default(),
             views: Set::default(),
+            waits: Set::default(),
+            refused: false,
+            private: Set::default(),
             growth: 8 << 20,
         };
         if self.clients.insert(client, known).is_some() {
@@ -86,6 +96,9 @@ impl Node {
     }
 
     pub(crate) fn client_says(&mut self, client: ClientId, message: ClientToNode, effects: &mut Vec<Effect>) {
+        if self.clients.get(&client).is_some_and(|known| known.refused) {
+            return; // What it says is not believed any more; its end comes from the edge.
+        }
         match message {
             ClientToNode::Submit(spec) => {
                 if spec.id.client == client && !self.unfinished.contains_key(&spec.id) {
@@ -96,8 +109,13 @@ impl Node {
                 }
             }
             ClientToNode::Put { object, value, contains } => {
-                if object.client == client && object.is_put() {
-                    self.put(client, object, value, contains, effects);
+                let known = self.objects.get(&object).is_some_and(Object::has_copy);
+                if object.client != client || !object.is_put() || known {
+                    return; // Not its own, or said twice.
+                }
+                match self.check_value(client, &value) {
+                    Ok(()) => self.put(client, object, value, contains, effects),
+                    Err(lie) => self.part_with(client, &format!("it put {object}, but {lie}"), effects),
                 }
             }
             ClientToNode::Escape(objects) => {
@@ -167,6 +185,20 @@ impl Node {
         }
     }
 
+    /// A client said what cannot be: it is told so, and no longer listened to. An executor is ended, a driver's process
+    /// is not ours to end.
+    pub(crate) fn part_with(&mut self, client: ClientId, lie: &str, effects: &mut Vec<Effect>) {
+        let reason = format!("this daemon parted with client {client}: {lie}");
+        self.tell_client(client, NodeToClient::Rejected { reason }, effects);
+        effects.push(Effect::CloseClient { client });
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.refused = true;
+        }
+        if let Some(executor) = self.executor_of(client) {
+            effects.push(Effect::EndExecutor { executor, force: true });
+        }
+    }
+
     pub(crate) fn executor_of(&self, client: ClientId) -> Option<u32> {
         match self.clients.get(&client)?.kind {
             ClientKind::Executor { executor } => Some(executor),
@@ -189,11 +221,35 @@ impl Node {
             if let Some(known) = self.objects.get_mut(&object) {
                 known.viewers.retain(|(viewer, _)| *viewer != client);
             }
+            self.let_go(object);
             self.maybe_free(object, effects);
         }
-        self.unfinished.retain(|task, _| task.client != client);
-        for known in self.objects.values_mut() {
-            known.waiting_clients.retain(|waiting| *waiting != client);
+        let first = TaskId { client, seq: 0 };
+        let unfinished: Vec<TaskId> = self
+            .unfinished
+            .range(first..)
+            .map(|(task, _)| *task)
+            .take_while(|task| task.client == client)
+            .collect();
+        for task in unfinished {
+            self.unfinished.remove(&task);
+        }
+        let mut waits: Vec<ObjectId> = gone.waits.drain().collect();
+        waits.sort_unstable();
+        for object in waits {
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.waiting_clients.retain(|waiting| *waiting != client);
+            }
+            self.forget_if_empty(object);
+        }
+        // What it put and never let escape is gone with it (rule R2).
+        let mut private: Vec<ObjectId> = gone.private.drain().collect();
+        private.sort_unstable();
+        for object in private {
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.freed = true;
+            }
+            self.maybe_free(object, effects);
         }
         self.orphan_memory(client, effects);
         self.tell_head(NodeToHead::ClientGone { client }, effects);

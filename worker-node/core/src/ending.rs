@@ -1,9 +1,10 @@
 //! How attempts end, each once (TASK-1), and who inherits their leases (rule S2).
 
-use cluster_types::client_node::{Completion, PutValue};
+use cluster_types::client_node::{Completion, ExecutorResult, PutValue};
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    ClientId, Failure, FailureKind, INLINE_MAX, NodeToHead, Outcome, ResultValue, TaskId, TaskResult,
+    ClientId, Failure, FailureKind, INLINE_MAX, Location, NodeToClient, NodeToHead, Outcome, ResultValue,
+    TaskId, TaskResult,
 };
 
 use crate::attempts::{Assigned, Attempts, Stage};
@@ -86,6 +87,7 @@ impl Node {
                         known.waiting_tasks.retain(|waiting| *waiting != task);
                     }
                     self.forget_cached(object);
+                    self.forget_if_empty(object);
                 }
             }
             Stage::Ready => {
@@ -102,9 +104,14 @@ impl Node {
 
     pub(crate) fn completed(&mut self, client: ClientId, completion: Completion, effects: &mut Vec<Effect>) {
         let Some(executor) = self.executor_of(client) else { return };
+        if let Err(lie) = self.check_results(client, &completion) {
+            return self.part_with(client, &lie, effects);
+        }
         self.proved_claimed(executor, completion.tag, effects);
-        let Some(task) = self.shift(executor, completion.tag) else { return };
-        let Some(assigned) = self.attempts.get(&task) else { return };
+        let task = self.shift(executor, completion.tag);
+        let Some((task, assigned)) = task.and_then(|task| Some((task, self.attempts.get(&task)?))) else {
+            return self.give_back_results(client, completion.result.unwrap_or_default(), effects);
+        };
         let spec = assigned.spec.clone();
         self.catalogue.observe(&spec.template, completion.micros);
         let (outcome, retry) = match completion.result {
@@ -134,6 +141,7 @@ impl Node {
                     results.len(),
                     spec.template.num_returns
                 );
+                self.give_back_results(client, results, effects);
                 (Outcome::Failed(failure(FailureKind::Internal, message, Some(task))), Retry::No)
             }
             Err(failed) => {
@@ -144,6 +152,39 @@ impl Node {
             known.ended = Some(Ended { task, outcome, retry, micros: completion.micros });
         }
         self.settle_ended(executor, effects);
+    }
+
+    /// Each result lies in the executor's own memory, apart from the others.
+    fn check_results(&self, client: ClientId, completion: &Completion) -> Result<(), String> {
+        let Ok(results) = &completion.result else { return Ok(()) };
+        let mut places: Vec<Location> = Vec::new();
+        for result in results {
+            self.check_value(client, &result.value)
+                .map_err(|lie| format!("it returned a value, but {lie}"))?;
+            if let PutValue::Stored(location) = result.value {
+                places.push(location);
+            }
+        }
+        places.sort_unstable();
+        match places
+            .windows(2)
+            .find(|pair| pair[0].segment == pair[1].segment && pair[0].offset + pair[0].len > pair[1].offset)
+        {
+            Some(pair) => Err(format!("it returned two values that lie over each other, at {:?}", pair[1])),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody wants these results: the executor may use their ranges again.
+    fn give_back_results(&self, client: ClientId, results: Vec<ExecutorResult>, effects: &mut Vec<Effect>) {
+        let places = results.into_iter().filter_map(|result| match result.value {
+            PutValue::Stored(location) => Some(location),
+            PutValue::Inline(_) => None,
+        });
+        let places: Vec<Location> = places.collect();
+        if !places.is_empty() {
+            self.tell_client(client, NodeToClient::RangesFreed(places), effects);
+        }
     }
 
     /// Reports what an executor ended, as soon as it is certain what it runs now: while the next in its queue is being

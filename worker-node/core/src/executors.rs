@@ -248,11 +248,14 @@ impl Node {
         self.settle_ended(executor, effects);
     }
 
-    /// The executor speaks of this execution: it claimed it, whatever was to be taken back.
+    /// The executor speaks of this execution: it claimed it, whatever was to be taken back. It takes them in order, so
+    /// those before it were taken back, and the answers that say so are on their way.
     pub(crate) fn proved_claimed(&mut self, executor: u32, tag: u64, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get_mut(&executor) else { return };
-        let Some(front) = known.sent.front_mut().filter(|front| front.tag == tag) else { return };
-        front.revoking = false;
+        let Some(at) = known.sent.iter().position(|sent| sent.tag == tag) else { return };
+        if let Some(claimed) = known.sent.remove(at) {
+            known.sent.push_front(Sent { revoking: false, ..claimed });
+        }
         self.settle_ended(executor, effects);
     }
 

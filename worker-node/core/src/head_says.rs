@@ -20,7 +20,10 @@ impl Node {
                     let keep = object == spec.template.function;
                     self.located(object, located, false, keep, effects);
                 }
+                let needed = spec.clone();
                 self.assign(spec, attempt, lease, effects);
+                // Nobody waits for them if the head repeated itself.
+                needed.needed().for_each(|object| self.forget_if_empty(object));
             }
             HeadToNode::Grant { task, attempt, lease } => self.grant(task, attempt, lease, effects),
             HeadToNode::CallBack(tasks) => {
@@ -43,11 +46,8 @@ impl Node {
                     self.head_freed(object, effects);
                 }
             }
-            HeadToNode::ClientGone(client) => {
-                if !self.clients.contains_key(&client) {
-                    self.forget_unescaped_of(client, effects);
-                }
-            }
+            // What it put and never let escape was on its own node only, which knew of its end first (rule R2).
+            HeadToNode::ClientGone(_) => {}
             HeadToNode::Log { client, lines } => self.tell_client(client, NodeToClient::Log(lines), effects),
             HeadToNode::Notice { client, text } => {
                 self.tell_client(client, NodeToClient::Notice { text }, effects)

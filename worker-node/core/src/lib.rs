@@ -6,13 +6,15 @@
 //! | --- | --- |
 //! | `node` | the state, and dispatch |
 //! | `clients`, `head_says` | the two conversations |
-//! | `attempts`, `assign`, `ending` | an attempt's life (rule S2) |
+//! | `attempts`, `assign`, `admission`, `ending` | an attempt's life (rule S2) |
 //! | `catalogue` | pools and shapes of tasks |
 //! | `executors` | processes, and what each was sent (rule S3) |
 //! | `objects`, `values`, `located` | what lies here, who asked for it, who sees it, when it goes (rule P1) |
+//! | `places` | what lies where in memory, and what may go to disk |
 //! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
 //! | `audit` | what must hold between steps |
 
+mod admission;
 mod assign;
 mod attempts;
 mod audit;
@@ -26,6 +28,7 @@ mod located;
 mod memory;
 mod node;
 mod objects;
+mod places;
 mod pressure;
 mod segments;
 mod values;

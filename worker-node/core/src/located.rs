@@ -1,12 +1,14 @@
 //! What the head answers to `Locate`, and what comes of it.
 
-use cluster_types::{FailureKind, Located, Location, NodeToHead, ObjectId};
+use cluster_types::{FailureKind, Located, Location, NodeToHead, ObjectId, Span};
 
 use crate::event::Effect;
-use crate::memory::Want;
 use crate::node::{Node, failure};
 use crate::objects::Fetch;
 use crate::values::own;
+
+/// An object that the machine had no memory for is tried again for so long.
+const REFUSED_AT_MOST: Span = Span::secs(10);
 
 impl Node {
     /// The head says where an object is. `asked`: in answer to this node, rather than along with a task. `keep`: the
@@ -21,21 +23,19 @@ impl Node {
     ) {
         let me = self.config.node;
         let known = self.objects.entry(object).or_default();
-        if known.is_here() {
-            known.cached &= !keep;
-            return;
-        }
-        if asked && known.fetch == Fetch::Locating {
+        if known.fetch == Fetch::Locating && (asked || !matches!(located, Located::Failed(_))) {
             known.fetch = Fetch::Idle;
+        }
+        if known.has_copy() || known.fetch == Fetch::Arriving {
+            known.cached &= !keep;
+            // It may be on disk, and have waited for this answer.
+            return self.bring(object, effects);
         }
         match located {
             Located::Inline(bytes) => {
                 known.size = bytes.len() as u64;
                 known.inline = Some(bytes);
                 known.cached = !keep;
-                if known.fetch == Fetch::Locating {
-                    known.fetch = Fetch::Idle;
-                }
                 // A task that waits for it may wait for more; it is forgotten when that runs.
                 let for_task = !known.waiting_tasks.is_empty();
                 self.came(object, effects);
@@ -45,25 +45,18 @@ impl Node {
             }
             Located::Failed(failure) => self.will_not_come(object, &failure, effects),
             Located::Stored { size, copies } => {
-                if matches!(known.fetch, Fetch::Pulling | Fetch::Restoring) {
-                    return;
-                }
-                known.size = size;
-                let Some((source, address)) = copies.into_iter().find(|(node, _)| *node != me) else {
-                    let failure = failure(
-                        FailureKind::ObjectLost,
-                        format!(
-                            "object {object} is lost: the only copy was said to be on node {me}, which has none"
-                        ),
-                        None,
+                let Some(source) = copies.into_iter().find(|(node, _)| *node != me) else {
+                    let message = format!(
+                        "object {object} is lost: the only copy was said to be on node {me}, which has none"
                     );
                     self.tell_head(NodeToHead::CopyRemoved(object), effects);
-                    self.will_not_come(object, &failure, effects);
+                    self.will_not_come(object, &failure(FailureKind::ObjectLost, message, None), effects);
                     return;
                 };
-                known.fetch = Fetch::Pulling;
-                self.memory.wants.push_back(Want::Pull { object, size, source, address });
-                self.make_room(effects);
+                known.size = size;
+                known.source = Some(source);
+                known.fetch = Fetch::Waiting;
+                self.bring(object, effects);
             }
         }
     }
@@ -83,26 +76,33 @@ impl Node {
 
     /// A pull, a restore or a remote client's bytes are complete.
     pub(crate) fn stored(&mut self, object: ObjectId, location: Location, effects: &mut Vec<Effect>) {
-        let Some(known) = self
-            .objects
-            .get_mut(&object)
-            .filter(|known| matches!(known.fetch, Fetch::Pulling | Fetch::Restoring))
-        else {
-            effects.push(Effect::FreeOwn(location));
-            return;
+        self.memory.refused.remove(&object);
+        self.memory.refused_since = None;
+        let expected = self.memory.arriving.remove(&object);
+        self.memory.own = (self.memory.own + location.len).saturating_sub(expected.unwrap_or(0));
+        let Some(known) = self.objects.get_mut(&object).filter(|_| expected.is_some()) else {
+            return self.give_back(own(location), effects);
         };
-        let pulled = known.fetch == Fetch::Pulling && known.inline.is_none();
         known.fetch = Fetch::Idle;
-        known.inline = None;
-        known.memory = Some(own(location));
+        let pulled = known.inline.is_none() && !known.disk;
+        known.source = None;
+        if known.memory.is_some() {
+            // A result of the same task came meanwhile.
+            self.give_back(own(location), effects);
+        } else {
+            known.inline = None;
+            self.lay(object, own(location));
+        }
+        let Some(known) = self.objects.get(&object) else { return };
         if known.freed {
             self.maybe_free(object, effects);
             return;
         }
+        let escaped = known.escaped;
         if pulled {
             self.tell_head(NodeToHead::CopyAdded(object), effects);
         }
-        if self.objects.get(&object).is_some_and(|known| known.escaped) {
+        if escaped {
             self.serve(object, effects);
         }
         self.came(object, effects);
@@ -111,65 +111,63 @@ impl Node {
     pub(crate) fn store_failed(
         &mut self,
         object: ObjectId,
-        missing: bool,
         reason: &str,
         no_memory: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(known) = self.objects.get_mut(&object) else { return };
-        let (size, fetch) = (known.size, known.fetch);
-        known.fetch = Fetch::Idle;
+        let Some(size) = self.memory.arriving.remove(&object) else { return };
         self.memory.own = self.memory.own.saturating_sub(size);
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        known.fetch = Fetch::Idle;
         if known.freed {
             self.maybe_free(object, effects);
             return;
         }
-        if known.inline.is_some() {
-            return; // A remote client's bytes: they stay on the heap.
+        if known.inline.is_some() || known.memory.is_some() {
+            // A remote client's bytes: they stay on the heap. Or a result came meanwhile.
+            return;
         }
-        if fetch == Fetch::Pulling && known.waiting_clients.is_empty() && known.waiting_tasks.is_empty() {
+        if no_memory {
+            return self.refused(object, reason, effects);
+        }
+        if known.disk {
+            let message =
+                format!("object {object} could not be read back from disk on node {}: {reason}", self.me());
+            self.delete_spilled(object, effects);
+            self.tell_head(NodeToHead::CopyRemoved(object), effects);
+            self.will_not_come(object, &failure(FailureKind::ObjectLost, message, None), effects);
+            return;
+        }
+        let source = known.source.take();
+        if !known.is_awaited() {
             // Who wanted it is gone, and it most likely is too.
-            self.memory.pulling.remove(&object);
             self.forget_if_empty(object);
             return;
         }
-        match fetch {
-            Fetch::Pulling if no_memory => {
-                let message = format!(
-                    "object {object} ({} MiB) could not be brought to node {}: {reason}",
-                    size >> 20,
-                    self.me()
-                );
-                self.will_not_come(object, &failure(FailureKind::ObjectTooLarge, message, None), effects);
-            }
-            Fetch::Pulling => {
-                // The head names another source, or says that there is none.
-                let source = self.memory.pulling.remove(&object);
-                known_locating(self, object);
-                let message = match source {
-                    Some(source) => NodeToHead::SourceFailed { object, source },
-                    None => NodeToHead::Locate(object),
-                };
-                let _ = missing;
-                self.tell_head(message, effects);
-            }
-            _ => {
-                let message = format!(
-                    "object {object} could not be read back from disk on node {}: {reason}",
-                    self.me()
-                );
-                if let Some(known) = self.objects.get_mut(&object) {
-                    known.disk = false;
-                }
-                self.tell_head(NodeToHead::CopyRemoved(object), effects);
-                self.will_not_come(object, &failure(FailureKind::ObjectLost, message, None), effects);
-            }
-        }
-    }
-}
-
-fn known_locating(node: &mut Node, object: ObjectId) {
-    if let Some(known) = node.objects.get_mut(&object) {
+        // The head names another source, or says that there is none.
         known.fetch = Fetch::Locating;
+        let message = match source {
+            Some((source, _)) => NodeToHead::SourceFailed { object, source },
+            None => NodeToHead::Locate(object),
+        };
+        self.tell_head(message, effects);
+    }
+
+    /// The machine had no memory for it, whatever the account says: it waits until some is free, though not for ever.
+    fn refused(&mut self, object: ObjectId, reason: &str, effects: &mut Vec<Effect>) {
+        let since = *self.memory.refused.entry(object).or_insert(self.now);
+        self.memory.refused_by_machine(self.now);
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        if self.now.since(since) < REFUSED_AT_MOST && known.is_awaited() {
+            known.fetch = Fetch::Waiting;
+            return self.bring(object, effects);
+        }
+        self.memory.refused.remove(&object);
+        let message = format!(
+            "object {object} ({} MiB) could not be brought to node {}: {reason}",
+            known.size >> 20,
+            self.me()
+        );
+        self.will_not_come(object, &failure(FailureKind::ObjectTooLarge, message, None), effects);
     }
 }

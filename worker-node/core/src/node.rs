@@ -42,7 +42,7 @@ pub struct Node {
     pub(crate) objects: Objects,
     pub(crate) memory: Memories,
     /// Specs of attached clients' tasks that have not ended, for a head that comes back without them (rule T6).
-    pub(crate) unfinished: Map<TaskId, TaskSpec>,
+    pub(crate) unfinished: BTreeMap<TaskId, TaskSpec>,
     /// Small results since the last tick.
     pub(crate) fresh: Vec<ObjectId>,
     pub(crate) next_tag: u64,
@@ -70,7 +70,7 @@ impl Node {
             ahead: Map::default(),
             objects: Objects::default(),
             memory: Memories::default(),
-            unfinished: Map::default(),
+            unfinished: BTreeMap::new(),
             next_tag: 0,
             uses: 0,
             next_heartbeat: Time::default(),
@@ -100,8 +100,8 @@ impl Node {
             Event::Stored { object, location } | Event::Restored { object, location } => {
                 self.stored(object, location, effects)
             }
-            Event::StoreFailed { object, missing, reason, no_memory } => {
-                self.store_failed(object, missing, &reason, no_memory, effects)
+            Event::StoreFailed { object, reason, no_memory, .. } => {
+                self.store_failed(object, &reason, no_memory, effects)
             }
             Event::Spilled { objects } => self.spilled(objects, effects),
             Event::SpillFailed { objects, failure } => self.spill_failed(objects, &failure, effects),

@@ -4,7 +4,7 @@
 //! a put that never escaped) *and* every client that was told the location has released it as often as it was told.
 
 use bytes::Bytes;
-use cluster_types::{ClientId, Location, ObjectId, Refs, TaskId};
+use cluster_types::{ClientId, Location, NodeId, ObjectId, Refs, TaskId};
 use smallvec::SmallVec;
 
 /// Who may write where an object lies, and so gets the range back.
@@ -32,10 +32,10 @@ pub(crate) enum Fetch {
     Idle,
     /// The head was asked where it is.
     Locating,
-    /// Waits for memory, or is being copied from another node or a remote client.
-    Pulling,
-    /// Waits for memory, or is being read from disk.
-    Restoring,
+    /// It is known where it is; who needs it waits for memory.
+    Waiting,
+    /// It is being copied from another node or a remote client, or read from disk.
+    Arriving,
 }
 
 /// An object with a copy here, or one that somebody here waits for.
@@ -46,6 +46,10 @@ pub(crate) struct Object {
     pub(crate) memory: Option<Memory>,
     pub(crate) disk: bool,
     pub(crate) fetch: Fetch,
+    /// Who has it, and that node's data port.
+    pub(crate) source: Option<(NodeId, String)>,
+    /// It is among what waits for memory.
+    pub(crate) wanted: bool,
     /// `Spill` was asked for and not answered.
     pub(crate) spilling: bool,
     /// `Evict` was asked for and not answered.
@@ -66,6 +70,8 @@ pub(crate) struct Object {
     pub(crate) pins: u32,
     pub(crate) waiting_clients: SmallVec<[ClientId; 1]>,
     pub(crate) waiting_tasks: SmallVec<[TaskId; 1]>,
+    /// It waits for its turn to go to disk.
+    pub(crate) idle: bool,
     /// Grows with each use.
     pub(crate) used: u64,
 }
@@ -78,6 +84,8 @@ impl Default for Object {
             memory: None,
             disk: false,
             fetch: Fetch::Idle,
+            source: None,
+            wanted: false,
             spilling: false,
             evicting: false,
             escaped: true,
@@ -87,6 +95,7 @@ impl Default for Object {
             contains: Refs::new(),
             viewers: SmallVec::new(),
             pins: 0,
+            idle: false,
             waiting_clients: SmallVec::new(),
             waiting_tasks: SmallVec::new(),
             used: 0,
@@ -103,6 +112,16 @@ impl Object {
 
     pub(crate) fn has_copy(&self) -> bool {
         self.inline.is_some() || self.memory.is_some() || self.disk
+    }
+
+    /// Whether anybody here waits for it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.waiting_clients.is_empty() || !self.waiting_tasks.is_empty()
+    }
+
+    /// Whether it could be brought here for a client that waits.
+    pub(crate) fn waits_for_memory(&self) -> bool {
+        self.fetch == Fetch::Waiting && !self.waiting_clients.is_empty()
     }
 
     pub(crate) fn told(&mut self, client: ClientId) {
@@ -125,10 +144,7 @@ impl Object {
 
     /// Whether something still reads or writes its memory.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.viewers.is_empty()
-            || self.spilling
-            || self.evicting
-            || matches!(self.fetch, Fetch::Pulling | Fetch::Restoring)
+        !self.viewers.is_empty() || self.spilling || self.evicting || self.fetch == Fetch::Arriving
     }
 
     /// Whether its memory could be given up in favour of a copy on disk.

@@ -15,24 +15,20 @@ const BATCH: u64 = 64 << 20;
 const PATIENCE: Span = Span::millis(500);
 
 impl Node {
-    pub(crate) fn press(&mut self, effects: &mut Vec<Effect>) {
+    /// Does the next thing that could make room; true if there is some at once.
+    pub(crate) fn press(&mut self, effects: &mut Vec<Effect>) -> bool {
         let since = *self.memory.stuck_since.get_or_insert(self.now);
+        let since = self.memory.refused_since.map_or(since, |refused| refused.min(since));
         if !std::mem::replace(&mut self.memory.recalled, true) {
             self.recall(effects);
         }
         if self.memory.leaving > 0 {
-            return;
+            return false;
         }
-        let mut able: Vec<(u64, ObjectId)> = self
-            .objects
-            .iter()
-            .filter(|(_, known)| known.can_spill())
-            .map(|(id, known)| (known.used, *id))
-            .collect();
-        able.sort_unstable();
+        let before = self.free_memory();
         let mut batch = Vec::new();
         let mut bytes = 0;
-        for (_, object) in able {
+        while let Some(object) = self.next_idle() {
             let Some(known) = self.objects.get_mut(&object) else { continue };
             let Some(memory) = known.memory else { continue };
             if known.disk {
@@ -49,41 +45,44 @@ impl Node {
         if !batch.is_empty() {
             self.memory.leaving += 1;
             effects.push(Effect::Spill { objects: batch });
-            return;
         }
-        if self.now.since(since) >= PATIENCE {
-            self.fall_back_to_disk(effects);
+        if self.free_memory() > before {
+            return true;
         }
+        if self.memory.leaving > 0 {
+            return false;
+        }
+        if self.lend_less() {
+            return self.press(effects);
+        }
+        self.now.since(since) >= PATIENCE && self.go_beyond(effects)
     }
 
-    /// Rule P4: nothing can go, so the first who waits gets memory that lies in a file.
-    pub(crate) fn fall_back_to_disk(&mut self, effects: &mut Vec<Effect>) {
-        let Some(first) = self.memory.wants.pop_front() else { return };
+    /// Rule P4: nothing can go, so the first who waits gets memory that lies in a file, or beyond the limit. True if
+    /// that serves somebody.
+    fn go_beyond(&mut self, effects: &mut Vec<Effect>) -> bool {
+        let Some(first) = self.memory.wants.pop_front() else { return self.admit_beyond(effects) };
         self.memory.stuck_since = None;
-        let (client, bytes) = match first {
-            Want::Lease { client, bytes } => (client, bytes),
+        match first {
+            Want::Lease { client, bytes } => {
+                self.create_segment(client, bytes.div_ceil(2 << 20) * (2 << 20), bytes, true, effects);
+                if !std::mem::replace(&mut self.memory.told_full, true) {
+                    let text = format!(
+                        "the object store of node {} is full of objects in use: new values go to disk, slowly. Drop refs, or start the node with a larger --object-store-memory",
+                        self.me()
+                    );
+                    self.tell_client(client, NodeToClient::Notice { text }, effects);
+                }
+            }
             // What a running task reads must come, or nothing would ever be let go of: beyond the limit, for once.
-            Want::Pull { object, size, source, address } => {
-                self.memory.own += size;
-                self.memory.pulling.insert(object, source);
-                effects.push(Effect::Pull { object, size, source, address });
-                return;
+            Want::Object(object) => {
+                if let Some(known) = self.objects.get_mut(&object) {
+                    known.wanted = false;
+                }
+                self.begin(object, effects);
             }
-            Want::Restore { object, size } => {
-                self.memory.own += size;
-                effects.push(Effect::Restore { object });
-                return;
-            }
-        };
-        self.create_segment(client, bytes.div_ceil(2 << 20) * (2 << 20), bytes, true, effects);
-        if !std::mem::replace(&mut self.memory.told_full, true) {
-            let text = format!(
-                "the object store of node {} is full of objects in use: new values go to disk, slowly. Drop refs, or start the node with a larger --object-store-memory",
-                self.me()
-            );
-            self.tell_client(client, NodeToClient::Notice { text }, effects);
         }
-        self.make_room(effects);
+        true
     }
 
     pub(crate) fn recall(&mut self, effects: &mut Vec<Effect>) {
@@ -109,7 +108,7 @@ impl Node {
             self.memory.spilled += known.size;
             if known.freed {
                 self.maybe_free(object, effects);
-            } else if known.memory.is_some() && !known.is_busy() && known.pins == 0 {
+            } else if known.can_spill() {
                 self.give_up(object, effects);
             }
         }
@@ -129,8 +128,8 @@ impl Node {
             self.tell_client(client, NodeToClient::Evict { object }, effects);
             return;
         }
-        known.memory = None;
         let escaped = known.escaped;
+        self.lift(object);
         if escaped {
             self.serve(object, effects);
         }
@@ -144,38 +143,33 @@ impl Node {
         freed: bool,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.objects.get(&object).is_some_and(|known| known.evicting) {
+        let asked = self.objects.get(&object).is_some_and(|known| known.evicting);
+        if !asked || self.writer_of(object) != Some(Writer::Client(client)) {
             return;
         }
-        self.settle_eviction(client, object, freed, effects);
+        if freed {
+            // The writer has the range back already.
+            self.lift(object);
+        }
+        self.settle_eviction(object, effects);
         self.tell_client(client, NodeToClient::RecallMemory, effects);
         self.make_room(effects);
     }
 
-    /// The writer answered, or is gone (`freed` false).
-    pub(crate) fn settle_eviction(
-        &mut self,
-        client: ClientId,
-        object: ObjectId,
-        freed: bool,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// The writer answered, or is gone. If the object is in memory still, its writer would not give it up.
+    pub(crate) fn settle_eviction(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
         self.memory.leaving = self.memory.leaving.saturating_sub(1);
         let Some(known) = self.objects.get_mut(&object) else { return };
         known.evicting = false;
-        if freed && known.memory.is_some_and(|memory| memory.writer == Writer::Client(client)) {
-            // The writer has the range back already.
-            if let Some(memory) = known.memory.take() {
-                self.memory.holds(memory.location.segment, -1);
-            }
-        } else if known.escaped && !known.freed {
+        if known.memory.is_some() && known.escaped && !known.freed {
             self.serve(object, effects);
         }
+        self.refused_to_go(object);
         self.maybe_free(object, effects);
         match self.objects.get(&object) {
             Some(known) if known.is_here() => self.came(object, effects),
             Some(known) if !known.waiting_clients.is_empty() || !known.waiting_tasks.is_empty() => {
-                self.fetch(object, effects);
+                self.bring(object, effects);
             }
             _ => {}
         }
@@ -192,9 +186,10 @@ impl Node {
             if let Some(known) = self.objects.get_mut(&object) {
                 known.spilling = false;
             }
+            self.let_go(object);
             self.maybe_free(object, effects);
         }
-        // Nothing else can make room: whoever waits is told, and others try again when something is freed.
+        // Nothing else can make room: whoever waits is told. Attempts wait on, for those that run to end.
         for want in std::mem::take(&mut self.memory.wants) {
             match want {
                 Want::Lease { client, bytes } => {
@@ -204,8 +199,11 @@ impl Node {
                         effects,
                     );
                 }
-                Want::Pull { object, .. } | Want::Restore { object, .. } => {
-                    self.will_not_come(object, failure, effects)
+                Want::Object(object) => {
+                    if let Some(known) = self.objects.get_mut(&object) {
+                        known.wanted = false;
+                    }
+                    self.will_not_come(object, failure, effects);
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! Segments that clients write in: leased, given back, orphaned (rules P1 to P3).
 
-use cluster_types::{ClientId, Failure, FailureKind, NodeToClient, SegmentId};
+use std::collections::BTreeMap;
+
+use cluster_types::{ClientId, Failure, FailureKind, Location, NodeToClient, ObjectId, SegmentId};
 
 use crate::event::Effect;
 use crate::memory::Want;
@@ -17,8 +19,8 @@ pub(crate) struct Segment {
     pub(crate) made: bool,
     /// What the client asked for.
     pub(crate) asked: u64,
-    /// Objects in it.
-    pub(crate) objects: i64,
+    /// Objects in it: where each begins, how long it is, which it is.
+    pub(crate) objects: BTreeMap<u64, (u64, ObjectId)>,
 }
 
 impl Node {
@@ -53,7 +55,7 @@ impl Node {
         }
         self.memory.segments.insert(
             segment,
-            Segment { len, lessee: Some(client), file_backed, made: false, asked, objects: 0 },
+            Segment { len, lessee: Some(client), file_backed, made: false, asked, objects: BTreeMap::new() },
         );
         effects.push(Effect::CreateSegment { segment, len, file_backed });
     }
@@ -72,13 +74,19 @@ impl Node {
             return;
         };
         if let Some(failure) = failure {
-            if !self.memory.segments[&segment].file_backed {
+            let Some(gone) = self.memory.segments.remove(&segment) else { return };
+            if !gone.file_backed {
+                // It waits until there is memory, or room is made, or it must lie in a file (rule P4).
                 self.memory.leased -= len;
+                self.memory.refused_by_machine(self.now);
+                self.memory.wants.push_front(Want::Lease { client, bytes: asked });
+                self.make_room(effects);
+                return;
             }
-            self.memory.segments.remove(&segment);
             self.tell_client(client, NodeToClient::NoMemory { bytes: asked, failure }, effects);
             return;
         }
+        self.memory.refused_since = None;
         if let Some(known) = self.clients.get_mut(&client) {
             known.segments.insert(segment);
         }
@@ -96,11 +104,14 @@ impl Node {
                 .memory
                 .segments
                 .get(&segment)
-                .is_some_and(|known| known.lessee == Some(client) && known.objects <= 0);
+                .is_some_and(|known| known.lessee == Some(client) && known.objects.is_empty());
             if own {
                 if let Some(known) = self.clients.get_mut(&client) {
                     known.segments.remove(&segment);
                 }
+                // Readers may keep it mapped for long; no object is in it, so its pages need not wait for them.
+                let len = self.memory.len_of(segment);
+                effects.push(Effect::PunchHole(Location { segment, offset: 0, len }));
                 self.drop_segment(segment, effects);
             }
         }
@@ -120,34 +131,35 @@ impl Node {
 
     /// A writer is gone: what it had not sealed is gone with it, what it had lies on until freed.
     pub(crate) fn orphan_memory(&mut self, client: ClientId, effects: &mut Vec<Effect>) {
-        self.forget_unescaped_of(client, effects);
-        let mut unsettled = Vec::new();
-        for (id, known) in &mut self.objects {
-            if let Some(memory) =
-                known.memory.as_mut().filter(|memory| memory.writer == Writer::Client(client))
-            {
+        let leased = self.leased_to(client);
+        let objects = self.objects_in(&leased);
+        for segment in &leased {
+            if let Some(known) = self.memory.segments.get_mut(segment) {
+                known.lessee = None;
+            }
+            // What it had not sealed is gone with it.
+            if !self.is_empty(*segment) {
+                self.punch_gaps(*segment, effects);
+            }
+        }
+        for object in objects {
+            let Some(known) = self.objects.get_mut(&object) else { continue };
+            if let Some(memory) = known.memory.as_mut() {
                 memory.writer = Writer::Orphan;
-                if known.evicting {
-                    unsettled.push(*id);
+            }
+            if known.evicting {
+                // It may have used the range again before it could say so; the object is on disk.
+                if let Some(memory) = self.lift(object) {
+                    effects.push(Effect::PunchHole(memory.location));
                 }
+                self.settle_eviction(object, effects);
             }
         }
-        unsettled.sort_unstable();
-        for object in unsettled {
-            self.settle_eviction(client, object, false, effects);
-        }
-        let mut empty = Vec::new();
-        for (id, segment) in &mut self.memory.segments {
-            if segment.lessee == Some(client) {
-                segment.lessee = None;
-                if segment.objects <= 0 && segment.made {
-                    empty.push(*id);
-                }
+        for segment in leased {
+            // One that is being made is dropped when it is.
+            if self.is_empty(segment) && self.memory.segments.get(&segment).is_some_and(|known| known.made) {
+                self.drop_segment(segment, effects);
             }
-        }
-        empty.sort_unstable();
-        for segment in empty {
-            self.drop_segment(segment, effects);
         }
         self.memory.wants.retain(|want| !matches!(want, Want::Lease { client: of, .. } if *of == client));
         self.make_room(effects);

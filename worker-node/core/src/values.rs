@@ -2,7 +2,8 @@
 
 use cluster_types::client_node::PutValue;
 use cluster_types::{
-    ClientId, FailureKind, INLINE_MAX, Location, NodeToClient, NodeToHead, ObjectId, Refs, TaskId, Value,
+    ClientId, Failure, FailureKind, INLINE_MAX, Location, NodeToClient, NodeToHead, ObjectId, Refs, TaskId,
+    Value,
 };
 
 use crate::event::{Effect, ServeFrom};
@@ -20,13 +21,13 @@ impl Node {
         contains: Refs,
         effects: &mut Vec<Effect>,
     ) {
-        if self.objects.get(&object).is_some_and(Object::has_copy) {
-            return; // Said twice.
-        }
         self.record(client, object, value, effects);
         if let Some(known) = self.objects.get_mut(&object) {
             known.escaped = false;
             known.contains = contains;
+        }
+        if let Some(who) = self.clients.get_mut(&client) {
+            who.private.insert(object);
         }
         self.came(object, effects);
     }
@@ -39,16 +40,16 @@ impl Node {
         match value {
             PutValue::Stored(location) => {
                 known.size = location.len;
-                known.memory = Some(Memory { location, writer: Writer::Client(client) });
-                self.memory.holds(location.segment, 1);
+                self.lay(object, Memory { location, writer: Writer::Client(client) });
             }
             PutValue::Inline(bytes) => {
                 known.size = bytes.len() as u64;
                 known.inline = Some(bytes.clone());
                 if bytes.len() > INLINE_MAX {
                     // From a client without shared memory. The bytes serve as they are until they lie in the store.
-                    known.fetch = Fetch::Pulling;
+                    known.fetch = Fetch::Arriving;
                     self.memory.own += bytes.len() as u64;
+                    self.memory.arriving.insert(object, bytes.len() as u64);
                     effects.push(Effect::StoreBytes { object, bytes });
                 }
             }
@@ -63,6 +64,9 @@ impl Node {
             return;
         };
         known.escaped = true;
+        if let Some(who) = self.clients.get_mut(&client) {
+            who.private.remove(&object);
+        }
         let (size, contains) = (known.size, std::mem::take(&mut known.contains));
         let inline = known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX);
         self.serve(object, effects);
@@ -129,10 +133,17 @@ impl Node {
             return;
         }
         let known = self.objects.entry(object).or_default();
+        if known.freed {
+            let value = Value::Failed(freed(object));
+            return self.tell_client(client, NodeToClient::Ready { object, value }, effects);
+        }
         if !known.waiting_clients.contains(&client) {
             known.waiting_clients.push(client);
         }
-        self.fetch(object, effects);
+        if let Some(who) = self.clients.get_mut(&client) {
+            who.waits.insert(object);
+        }
+        self.bring(object, effects);
     }
 
     fn give(&mut self, object: ObjectId, client: ClientId, effects: &mut Vec<Effect>) {
@@ -175,8 +186,8 @@ impl Node {
         Some(Value::Local(location))
     }
 
-    /// Starts to bring an object here, unless that is under way.
-    pub(crate) fn fetch(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+    /// Finds out where an object is that is not here, unless that is known or being asked.
+    pub(crate) fn find(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
         let Some(known) = self
             .objects
             .get_mut(&object)
@@ -185,14 +196,26 @@ impl Node {
             return;
         };
         if known.disk {
-            known.fetch = Fetch::Restoring;
-            let size = known.size;
-            self.memory.wants.push_back(Want::Restore { object, size });
-            self.make_room(effects);
+            known.fetch = Fetch::Waiting;
             return;
         }
         known.fetch = Fetch::Locating;
         self.tell_head(NodeToHead::Locate(object), effects);
+    }
+
+    /// Brings an object here for whoever waits for it, as soon as there is memory.
+    pub(crate) fn bring(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        self.find(object, effects);
+        let Some(known) = self.objects.get_mut(&object).filter(|known| known.fetch == Fetch::Waiting) else {
+            return;
+        };
+        if !known.waiting_clients.is_empty() && !std::mem::replace(&mut known.wanted, true) {
+            self.memory.wants.push_back(Want::Object(object));
+        }
+        for task in known.waiting_tasks.clone() {
+            self.seek_admission(task, effects);
+        }
+        self.make_room(effects);
     }
 
     /// The object can be read: whoever waited goes on.
@@ -201,6 +224,9 @@ impl Node {
         let clients = std::mem::take(&mut known.waiting_clients);
         let tasks = std::mem::take(&mut known.waiting_tasks);
         for client in clients {
+            if let Some(who) = self.clients.get_mut(&client) {
+                who.waits.remove(&object);
+            }
             self.give(object, client, effects);
         }
         for task in tasks {
@@ -209,17 +235,17 @@ impl Node {
     }
 
     /// There will be no value: whoever waited is told.
-    pub(crate) fn will_not_come(
-        &mut self,
-        object: ObjectId,
-        failure: &cluster_types::Failure,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(crate) fn will_not_come(&mut self, object: ObjectId, failure: &Failure, effects: &mut Vec<Effect>) {
         let Some(known) = self.objects.get_mut(&object) else { return };
-        known.fetch = Fetch::Idle;
+        if known.fetch != Fetch::Arriving {
+            known.fetch = Fetch::Idle;
+        }
         let clients = std::mem::take(&mut known.waiting_clients);
         let tasks: Vec<TaskId> = std::mem::take(&mut known.waiting_tasks).into_vec();
         for client in clients {
+            if let Some(who) = self.clients.get_mut(&client) {
+                who.waits.remove(&object);
+            }
             let message = NodeToClient::Ready { object, value: Value::Failed(failure.clone()) };
             self.tell_client(client, message, effects);
         }
@@ -229,10 +255,7 @@ impl Node {
 
     pub(crate) fn forget_if_empty(&mut self, object: ObjectId) {
         let empty = self.objects.get(&object).is_some_and(|known| {
-            !known.has_copy()
-                && known.fetch == Fetch::Idle
-                && known.waiting_clients.is_empty()
-                && known.waiting_tasks.is_empty()
+            !known.has_copy() && matches!(known.fetch, Fetch::Idle | Fetch::Waiting) && !known.is_awaited()
         });
         if empty {
             self.objects.remove(&object);
@@ -247,6 +270,7 @@ impl Node {
             if let Some(who) = self.clients.get_mut(&client) {
                 who.views.remove(&object);
             }
+            self.let_go(object);
             self.maybe_free(object, effects);
         }
     }
@@ -254,45 +278,29 @@ impl Node {
     pub(crate) fn head_freed(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
         let Some(known) = self.objects.get_mut(&object) else { return };
         known.freed = true;
-        if !known.waiting_clients.is_empty() || !known.waiting_tasks.is_empty() {
-            let message = format!("object {object} was freed: nobody held a reference to it any more");
-            self.will_not_come(object, &failure(FailureKind::ObjectFreed, message, None), effects);
+        if known.is_awaited() {
+            self.will_not_come(object, &freed(object), effects);
         }
         self.maybe_free(object, effects);
     }
 
     /// A put that never escaped was dropped by its maker, which uses the range again already.
     pub(crate) fn dropped_unescaped(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        if let Some(who) = self.clients.get_mut(&object.client) {
+            who.private.remove(&object);
+        }
         let Some(known) = self.objects.get_mut(&object) else { return };
-        if let Some(Memory { writer: Writer::Client(_), location }) = known.memory {
-            known.memory = None;
+        if matches!(known.memory, Some(Memory { writer: Writer::Client(_), .. })) {
             known.inline = None;
             // The drop says all that the answer to `Evict` could.
-            let evicting = std::mem::take(&mut known.evicting);
-            self.memory.holds(location.segment, -1);
-            if evicting {
+            if std::mem::take(&mut known.evicting) {
                 self.memory.leaving = self.memory.leaving.saturating_sub(1);
             }
+            self.lift(object);
         }
         let Some(known) = self.objects.get_mut(&object) else { return };
         known.freed = true;
         self.maybe_free(object, effects);
-    }
-
-    pub(crate) fn forget_unescaped_of(&mut self, client: ClientId, effects: &mut Vec<Effect>) {
-        let mut own: Vec<ObjectId> = self
-            .objects
-            .iter()
-            .filter(|(id, known)| id.client == client && id.is_put() && !known.escaped)
-            .map(|(id, _)| *id)
-            .collect();
-        own.sort_unstable();
-        for object in own {
-            if let Some(known) = self.objects.get_mut(&object) {
-                known.freed = true;
-            }
-            self.maybe_free(object, effects);
-        }
     }
 
     /// Gives the object's memory back if nobody can reach it and nobody sees it.
@@ -309,17 +317,27 @@ impl Node {
             effects.push(Effect::DeleteSpilled { object });
         }
         if let Some(memory) = gone.memory {
+            self.unlist(memory.location);
             self.give_back(memory, effects);
         }
         self.make_room(effects);
     }
 
+    /// The copy on disk is of no use.
+    pub(crate) fn delete_spilled(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.objects.get_mut(&object) else { return };
+        if std::mem::take(&mut known.disk) {
+            self.memory.spilled = self.memory.spilled.saturating_sub(known.size);
+            effects.push(Effect::DeleteSpilled { object });
+        }
+    }
+
     /// A range is free again: for its writer, for the daemon, or for the system.
     pub(crate) fn give_back(&mut self, memory: Memory, effects: &mut Vec<Effect>) {
         let Memory { location, writer } = memory;
+        self.memory.retry_at = None;
         match writer {
             Writer::Client(client) => {
-                self.memory.holds(location.segment, -1);
                 self.tell_client(client, NodeToClient::RangesFreed(vec![location]), effects);
             }
             Writer::Own => {
@@ -328,7 +346,7 @@ impl Node {
             }
             Writer::Orphan => {
                 effects.push(Effect::PunchHole(location));
-                if self.memory.holds(location.segment, -1) == 0 {
+                if self.is_empty(location.segment) {
                     self.drop_segment(location.segment, effects);
                 }
             }
@@ -360,6 +378,11 @@ impl Node {
             effects.push(Effect::ToHead(message));
         }
     }
+}
+
+fn freed(object: ObjectId) -> Failure {
+    let message = format!("object {object} was freed: nobody held a reference to it any more");
+    failure(FailureKind::ObjectFreed, message, None)
 }
 
 /// What a pull leaves behind.
