@@ -826,10 +826,10 @@ impl World {
         let Some(process) = self.processes.get(&client) else { return Refs::new() };
         let mut refs = Refs::new();
         for _ in 0..count {
-            if let Some(object) = self.random.pick(&process.refs) {
-                if !refs.contains(object) {
-                    refs.push(*object);
-                }
+            if let Some(object) = self.random.pick(&process.refs)
+                && !refs.contains(object)
+            {
+                refs.push(*object);
             }
         }
         refs
