@@ -33,9 +33,11 @@ impl Node {
             cancelled: None,
             shape,
             pool,
+            lends_cpu: false,
             admission: false,
             pinned: false,
         };
+        self.cpu_used += assigned.cpu();
         self.attempts.insert(task, assigned);
         self.await_arguments(task, effects);
     }
@@ -94,6 +96,7 @@ impl Node {
         };
         assigned.lease = Some(lease);
         assigned.calling_back = false;
+        self.cpu_used += assigned.cpu();
         match assigned.stage {
             Stage::Arguments => {}
             Stage::Ready => {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cluster_types::{Attempt, Lease, Map, TaskId, TaskSpec};
+use cluster_types::{Amount, Attempt, Lease, Map, TaskId, TaskSpec};
 
 use crate::catalogue::{PoolKey, ShapeKey};
 
@@ -32,10 +32,22 @@ pub(crate) struct Assigned {
     pub(crate) cancelled: Option<String>,
     pub(crate) shape: ShapeKey,
     pub(crate) pool: PoolKey,
+    /// It waits in `get`: its CPU may be used meanwhile (rule S4).
+    pub(crate) lends_cpu: bool,
     /// It is among what waits for memory for its arguments (rule P5).
     pub(crate) admission: bool,
     /// Its arguments are pinned.
     pub(crate) pinned: bool,
+}
+
+impl Assigned {
+    /// Cores that it takes up now.
+    pub(crate) fn cpu(&self) -> Amount {
+        match self.lease.is_some() && !self.lends_cpu {
+            true => self.spec.template.resources.cpu,
+            false => Amount::ZERO,
+        }
+    }
 }
 
 /// Attempts by task: the head has one current attempt of a task at most (TASK-2).

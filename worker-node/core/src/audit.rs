@@ -11,6 +11,10 @@ impl Node {
     /// The first broken one, by name.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.audit_memory()?;
+        let used: cluster_types::Amount = self.attempts.values().map(|known| known.cpu()).sum();
+        if used != self.cpu_used {
+            return Err(format!("S4: {used} cores are used, {} are counted", self.cpu_used));
+        }
         for (id, assigned) in &self.attempts {
             match assigned.stage {
                 Stage::Arguments => {

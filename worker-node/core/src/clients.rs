@@ -159,6 +159,7 @@ impl Node {
                     if let Some(known) = self.executors.get_mut(&executor) {
                         known.blocked = true;
                     }
+                    self.lend_cpu(task, true);
                     self.revoke_queued(executor, effects);
                     self.tell_head(NodeToHead::Blocked { task, attempt, on }, effects);
                 }
@@ -168,6 +169,10 @@ impl Node {
                     if let Some(known) = self.executors.get_mut(&executor) {
                         known.blocked = false;
                         known.since = self.now;
+                    }
+                    self.lend_cpu(task, false);
+                    if self.cpu_used > self.config.resources.cpu {
+                        self.revoke_all_queued(effects);
                     }
                     self.tell_head(NodeToHead::Unblocked { task, attempt }, effects);
                 }

@@ -53,17 +53,25 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(ended) = self.forget_attempt(task) else { return };
+        let cpu = ended.spec.template.resources.cpu;
+        let over = !cpu.is_zero() && self.cpu_used + cpu > self.config.resources.cpu;
         let mut started = None;
         let mut start = None;
         if let Some(lease) = ended.lease {
+            // Rule S4: more runs than there are cores for, since one that waited went on; so nothing starts.
             let inherited = heir.or_else(|| {
+                if over {
+                    return None;
+                }
                 let queue = self.ahead.get_mut(&ended.shape)?;
                 let next = queue.pop_front()?;
                 start = Some(next);
                 Some(next)
             });
             if let Some(next) = inherited.and_then(|next| self.attempts.get_mut(&next)) {
+                self.cpu_used -= next.cpu();
                 next.lease = Some(lease);
+                self.cpu_used += next.cpu();
                 next.calling_back = false;
                 started = Some((next.spec.id, next.attempt));
             }
@@ -80,6 +88,7 @@ impl Node {
     pub(crate) fn forget_attempt(&mut self, task: TaskId) -> Option<Assigned> {
         self.unpin(task);
         let gone = self.attempts.remove(&task)?;
+        self.cpu_used -= gone.cpu();
         match gone.stage {
             Stage::Arguments => {
                 for object in gone.spec.needed() {

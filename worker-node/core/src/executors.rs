@@ -183,7 +183,7 @@ impl Node {
     /// Rule S3: queues tasks that were sent ahead behind the one that runs, if their function has proved short.
     pub(crate) fn pipeline(&mut self, executor: u32, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get(&executor) else { return };
-        if known.blocked || known.ending {
+        if known.blocked || known.ending || self.cpu_used > self.config.resources.cpu {
             return;
         }
         let (pool, have) = (known.pool, known.sent.len());
@@ -222,6 +222,24 @@ impl Node {
             sent.revoking = true;
             effects.push(Effect::Revoke { executor, slot: sent.slot, tag: sent.tag });
         }
+    }
+
+    /// More runs than there are cores for: what has not started is taken back (rule S4).
+    pub(crate) fn revoke_all_queued(&mut self, effects: &mut Vec<Effect>) {
+        let queued: Vec<u32> =
+            self.executors.iter().filter(|(_, known)| known.sent.len() > 1).map(|(id, _)| *id).collect();
+        for executor in queued {
+            self.revoke_queued(executor, effects);
+        }
+    }
+
+    /// The task waits in `get`, or goes on.
+    pub(crate) fn lend_cpu(&mut self, task: TaskId, lends: bool) {
+        let Some(known) = self.attempts.get_mut(&task) else { return };
+        let before = known.cpu();
+        known.lends_cpu = lends;
+        let after = known.cpu();
+        self.cpu_used = self.cpu_used - before + after;
     }
 
     /// Takes back one, wherever it was sent.

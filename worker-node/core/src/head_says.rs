@@ -85,6 +85,7 @@ impl Node {
             specs.sort_unstable_by_key(|spec| spec.id);
             effects.extend(specs.into_iter().map(|spec| Effect::ToHead(NodeToHead::Submit(spec))));
         }
+        self.forget_held_lines();
         for message in std::mem::take(&mut self.held_back) {
             effects.push(Effect::ToHead(message));
         }

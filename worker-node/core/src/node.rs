@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cluster_types::{
-    ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Span, TaskId,
-    TaskSpec, Time,
+    Amount, ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Span,
+    TaskId, TaskSpec, Time,
 };
 
 use crate::attempts::{Attempts, Queue};
@@ -16,6 +16,8 @@ use crate::executors::{Executor, Pool};
 use crate::memory::Memories;
 use crate::objects::Objects;
 
+/// Printed lines that are kept while the head is away.
+const LINES_HELD: usize = 1_000;
 const HEARTBEAT: Span = Span::millis(500);
 
 /// The node as a state machine. `step` is the only thing that changes it.
@@ -27,8 +29,9 @@ pub struct Node {
     pub(crate) connected: bool,
     /// It was open before.
     pub(crate) was_connected: bool,
-    /// Messages to the head from before its stream was open, in order. It has no bound of its own: the only limit is what
-    /// clients say while the head is away.
+    /// Messages to the head from before its stream was open, in order. What is here was said by clients, each of which
+    /// keeps more than this for every entry: a task that it waits for, or a handle that it had. Printed lines, of which
+    /// there is no such end, are counted apart.
     pub(crate) held_back: Vec<NodeToHead>,
     pub(crate) clients: Map<ClientId, Client>,
     pub(crate) jobs: Map<JobId, Arc<JobInfo>>,
@@ -45,6 +48,10 @@ pub struct Node {
     pub(crate) unfinished: BTreeMap<TaskId, TaskSpec>,
     /// Small results since the last tick.
     pub(crate) fresh: Vec<ObjectId>,
+    /// Cores that attempts take up now; more than there are after one that waited goes on (rule S4).
+    pub(crate) cpu_used: Amount,
+    /// Lines held back for the head.
+    held_lines: usize,
     pub(crate) next_tag: u64,
     pub(crate) uses: u64,
     pub(crate) next_heartbeat: Time,
@@ -71,6 +78,8 @@ impl Node {
             objects: Objects::default(),
             memory: Memories::default(),
             unfinished: BTreeMap::new(),
+            cpu_used: Amount::ZERO,
+            held_lines: 0,
             next_tag: 0,
             uses: 0,
             next_heartbeat: Time::default(),
@@ -128,9 +137,19 @@ impl Node {
     pub(crate) fn tell_head(&mut self, message: NodeToHead, effects: &mut Vec<Effect>) {
         if self.connected {
             effects.push(Effect::ToHead(message));
-        } else {
-            self.held_back.push(message);
+            return;
         }
+        if let NodeToHead::Log(lines) = &message {
+            if self.held_lines >= LINES_HELD {
+                return;
+            }
+            self.held_lines += lines.len();
+        }
+        self.held_back.push(message);
+    }
+
+    pub(crate) fn forget_held_lines(&mut self) {
+        self.held_lines = 0;
     }
 
     pub(crate) fn tell_client(&self, client: ClientId, message: NodeToClient, effects: &mut Vec<Effect>) {
