@@ -41,6 +41,9 @@ impl Node {
         shares_memory: bool,
         effects: &mut Vec<Effect>,
     ) {
+        if self.clients.contains_key(&client) {
+            return; // A second attach under the same id changes nothing but the connection.
+        }
         let (job, info) = match &kind {
             ClientKind::Driver { job, info } => {
                 self.jobs.insert(*job, info.clone());
@@ -78,9 +81,7 @@ impl Node {
             private: Set::default(),
             growth: 8 << 20,
         };
-        if self.clients.insert(client, known).is_some() {
-            return; // A second attach under the same id changes nothing but the connection.
-        }
+        self.clients.insert(client, known);
         let welcome = Welcome {
             node: self.config.node,
             job,
@@ -251,10 +252,7 @@ impl Node {
         let mut private: Vec<ObjectId> = gone.private.drain().collect();
         private.sort_unstable();
         for object in private {
-            if let Some(known) = self.objects.get_mut(&object) {
-                known.freed = true;
-            }
-            self.maybe_free(object, effects);
+            self.freed(object, effects);
         }
         self.orphan_memory(client, effects);
         self.tell_head(NodeToHead::ClientGone { client }, effects);

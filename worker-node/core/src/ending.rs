@@ -89,6 +89,9 @@ impl Node {
         self.unpin(task);
         let gone = self.attempts.remove(&task)?;
         self.cpu_used -= gone.cpu();
+        if gone.admission {
+            self.memory.admissions.retain(|waiting| *waiting != task);
+        }
         match gone.stage {
             Stage::Arguments => {
                 for object in gone.spec.needed() {

@@ -43,7 +43,7 @@ impl Node {
             HeadToNode::Located { object, located } => self.located(object, located, true, false, effects),
             HeadToNode::Free(objects) => {
                 for object in objects {
-                    self.head_freed(object, effects);
+                    self.freed(object, effects);
                 }
             }
             // What it put and never let escape was on its own node only, which knew of its end first (rule R2).

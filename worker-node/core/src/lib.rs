@@ -31,6 +31,8 @@ mod objects;
 mod places;
 mod pressure;
 mod segments;
+#[cfg(test)]
+mod tests;
 mod values;
 
 pub use event::{Effect, Event, NodeConfig, ServeFrom};

@@ -95,8 +95,7 @@ impl Node {
         }
         let Some(known) = self.objects.get(&object) else { return };
         if known.freed {
-            self.maybe_free(object, effects);
-            return;
+            return self.freed(object, effects);
         }
         let escaped = known.escaped;
         if pulled {
@@ -120,8 +119,7 @@ impl Node {
         let Some(known) = self.objects.get_mut(&object) else { return };
         known.fetch = Fetch::Idle;
         if known.freed {
-            self.maybe_free(object, effects);
-            return;
+            return self.freed(object, effects);
         }
         if known.inline.is_some() || known.memory.is_some() {
             // A remote client's bytes: they stay on the heap. Or a result came meanwhile.

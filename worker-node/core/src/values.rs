@@ -45,7 +45,7 @@ impl Node {
             PutValue::Inline(bytes) => {
                 known.size = bytes.len() as u64;
                 known.inline = Some(bytes.clone());
-                if bytes.len() > INLINE_MAX {
+                if bytes.len() > INLINE_MAX && known.fetch != Fetch::Arriving {
                     // From a client without shared memory. The bytes serve as they are until they lie in the store.
                     known.fetch = Fetch::Arriving;
                     self.memory.own += bytes.len() as u64;
@@ -275,7 +275,8 @@ impl Node {
         }
     }
 
-    pub(crate) fn head_freed(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
+    /// Nobody can reach it any more.
+    pub(crate) fn freed(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
         let Some(known) = self.objects.get_mut(&object) else { return };
         known.freed = true;
         if known.is_awaited() {
@@ -298,9 +299,7 @@ impl Node {
             }
             self.lift(object);
         }
-        let Some(known) = self.objects.get_mut(&object) else { return };
-        known.freed = true;
-        self.maybe_free(object, effects);
+        self.freed(object, effects);
     }
 
     /// Gives the object's memory back if nobody can reach it and nobody sees it.

@@ -21,7 +21,7 @@ fn live(seed: u64, capacity: u64, trouble: bool, steps: usize) -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Nothing fails, and there is room for everything.
     #[test]

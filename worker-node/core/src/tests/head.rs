@@ -1,0 +1,66 @@
+//! The head is away, comes, comes back (rule T6, FENCE-1).
+
+use cluster_types::client_node::LogLine;
+use cluster_types::{ClientToNode, NodeId, NodeToHead};
+
+use super::scene::*;
+use crate::{Effect, Event};
+
+#[test]
+fn what_clients_said_before_the_head_was_there_is_told_in_order() {
+    let mut scene = Scene::alone();
+    scene.driver(true);
+    scene.driver_says(ClientToNode::Submit(scene.spec(1, &[])));
+    assert_eq!(scene.told_head(), []);
+    scene.head(admitted());
+    let told = scene.told_head();
+    assert!(matches!(told[0], NodeToHead::ClientAttached { .. }));
+    assert!(matches!(told[1], NodeToHead::Escaped { .. }));
+    assert!(matches!(told[2], NodeToHead::Submit(_)));
+}
+
+#[test]
+fn lines_for_an_absent_head_are_bounded() {
+    let mut scene = Scene::alone();
+    scene.driver(true);
+    for _ in 0..5_000 {
+        let line = LogLine {
+            job: JOB,
+            task: None,
+            pid: 1,
+            node: NodeId(1),
+            stderr: false,
+            text: "still here".to_owned(),
+        };
+        scene.driver_says(ClientToNode::Log(line));
+    }
+    scene.head(admitted());
+    let lines = scene.told_head().iter().filter(|message| matches!(message, NodeToHead::Log(_))).count();
+    assert_eq!(lines, 1_000);
+}
+
+#[test]
+fn a_head_that_comes_back_is_told_clients_objects_and_unfinished_tasks() {
+    let mut scene = Scene::new();
+    scene.driver_says(ClientToNode::Submit(scene.spec(1, &[])));
+    scene.said.clear();
+    scene.event(Event::HeadLost);
+    scene.head(admitted());
+    let told = scene.told_head();
+    assert!(matches!(told[0], NodeToHead::ClientAttached { .. }), "{told:?}");
+    assert!(matches!(told[1], NodeToHead::Escaped { object, .. } if object == function()));
+    assert!(matches!(&told[2], NodeToHead::Submit(spec) if spec.id == task(1)));
+}
+
+#[test]
+fn attempts_of_the_old_stream_are_over() {
+    let mut scene = Scene::new();
+    let (executor, run) = scene.running(1);
+    scene.said.clear();
+    scene.event(Event::HeadLost);
+    scene.head(admitted());
+    assert_eq!(scene.todo(), [Effect::EndExecutor { executor: 1, force: true }]);
+    scene.told_head();
+    scene.returns(executor, run.tag);
+    assert_eq!(scene.done(), [], "FENCE-1");
+}

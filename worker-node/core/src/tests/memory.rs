@@ -1,0 +1,295 @@
+//! Memory: leases, who waits, what is spilled, restored, evicted, admitted (rules P2 to P5).
+
+use cluster_types::{
+    ClientToNode, FailureKind, HeadToNode, NodeToClient, NodeToHead, ObjectId, SegmentId, Span, Value,
+};
+
+use super::scene::*;
+use crate::{Effect, Event, ServeFrom};
+
+/// The driver's segment takes all of the store; puts 2.. of 8 MiB each lie in it, the head knows them.
+fn full() -> (Scene, SegmentId) {
+    let mut scene = Scene::new();
+    let (segment, len) = scene.lease(DRIVER, 64 * MIB);
+    assert_eq!(len, 64 * MIB);
+    for n in 0..8 {
+        scene.escaped(put(2 + n), at(segment, n * 8 * MIB, 8 * MIB));
+    }
+    (scene, segment)
+}
+
+fn spill_of(effects: &[Effect]) -> Vec<ObjectId> {
+    match effects {
+        [Effect::Spill { objects }] => objects.iter().map(|(object, _)| *object).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn segments_grow_with_what_a_client_asks_for() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.lease(DRIVER, 4096).1, 8 * MIB);
+    assert_eq!(scene.lease(DRIVER, 4096).1, 16 * MIB);
+    assert_eq!(scene.lease(DRIVER, 33 * MIB).1, 34 * MIB);
+}
+
+#[test]
+fn what_can_never_fit_fails_at_once() {
+    let mut scene = Scene::new();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 65 * MIB });
+    let told = scene.told(DRIVER);
+    let [NodeToClient::NoMemory { failure, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(failure.kind, FailureKind::ObjectTooLarge);
+    assert!(failure.message.contains("holds 64.0 MiB at most"), "{}", failure.message);
+}
+
+#[test]
+fn a_full_store_spills_asks_writers_and_takes_back_segments() {
+    let (mut scene, segment) = full();
+    // Used since: it goes last.
+    scene.driver_says(ClientToNode::Get(vec![put(2)]));
+    scene.driver_says(ClientToNode::Release(vec![put(2)]));
+    scene.said.clear();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    assert_eq!(scene.told(DRIVER), [NodeToClient::RecallMemory]);
+    let spilled = spill_of(&scene.todo());
+    assert_eq!(spilled, [3, 4, 5, 6, 7, 8, 9, 2].map(put));
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    for object in &spilled {
+        assert!(scene.said.contains(&Effect::Serve { object: *object, source: ServeFrom::Disk }));
+    }
+    for object in &spilled {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: true });
+    }
+    scene.said.clear();
+    scene.driver_says(ClientToNode::ReturnMemory(vec![segment]));
+    scene.leased(DRIVER);
+}
+
+#[test]
+fn what_somebody_sees_is_not_spilled() {
+    let (mut scene, _) = full();
+    scene.driver_says(ClientToNode::Get(vec![put(2)]));
+    scene.said.clear();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    assert!(!spill_of(&scene.todo()).contains(&put(2)));
+}
+
+#[test]
+fn a_writer_that_will_not_give_up_is_asked_again_only_later() {
+    let (mut scene, _) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    scene.said.clear();
+    for object in &spilled {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: false });
+    }
+    let asked = |told: &[NodeToClient]| told.iter().any(|m| matches!(m, NodeToClient::Evict { .. }));
+    assert!(!asked(&scene.told(DRIVER)));
+    scene.pass(Span::millis(100));
+    assert!(asked(&scene.told(DRIVER)));
+}
+
+#[test]
+fn a_spilled_object_is_restored_for_who_asks() {
+    let (mut scene, segment) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    for object in &spilled {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: true });
+    }
+    scene.driver_says(ClientToNode::ReturnMemory(vec![segment]));
+    scene.leased(DRIVER);
+    scene.said.clear();
+    scene.driver_says(ClientToNode::Get(vec![put(2)]));
+    assert_eq!(scene.todo(), [Effect::Restore { object: put(2) }]);
+    scene.event(Event::Restored { object: put(2), location: own(0, 8 * MIB) });
+    let told = scene.told(DRIVER);
+    assert!(told.contains(&NodeToClient::Ready { object: put(2), value: Value::Local(own(0, 8 * MIB)) }));
+}
+
+#[test]
+fn a_writer_that_dies_while_asked_may_have_used_the_range_again() {
+    let (mut scene, segment) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    scene.said.clear();
+    scene.event(Event::ClientEnded { client: DRIVER });
+    let todo = scene.todo();
+    assert!(todo.contains(&Effect::DropSegment { segment }), "{todo:?}");
+    assert_eq!(scene.node.store_usage().live, 0);
+    assert_eq!(scene.node.store_usage().spilled, 64 * MIB);
+}
+
+#[test]
+fn a_store_full_of_what_is_seen_lends_from_a_file_and_says_so() {
+    let (mut scene, _) = full();
+    scene.driver_says(ClientToNode::Get((2..10).map(put).collect()));
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    scene.said.clear();
+    scene.pass(Span::millis(600));
+    assert!(matches!(scene.todo()[..], [Effect::CreateSegment { file_backed: true, .. }]));
+    assert!(scene.told(DRIVER).iter().any(|told| matches!(told, NodeToClient::Notice { .. })));
+}
+
+#[test]
+fn a_full_disk_is_told_to_who_waits_for_memory() {
+    let (mut scene, _) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let objects = spill_of(&scene.todo());
+    scene.event(Event::SpillFailed { objects, failure: failed(FailureKind::OutOfDisk) });
+    let no_memory = |told: &NodeToClient| matches!(told, NodeToClient::NoMemory { failure, .. } if failure.kind == FailureKind::OutOfDisk);
+    assert!(scene.told(DRIVER).iter().any(no_memory));
+}
+
+#[test]
+fn a_segment_that_the_machine_has_no_memory_for_is_tried_again_then_made_in_a_file() {
+    let mut scene = Scene::new();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let mut tries = 0;
+    loop {
+        let todo = scene.todo();
+        match todo[..] {
+            [Effect::CreateSegment { segment, file_backed: false, .. }] => {
+                tries += 1;
+                let failure = Some(failed(FailureKind::ObjectTooLarge));
+                scene.event(Event::SegmentCreated { segment, failure });
+                let again =
+                    |effect: &Effect| matches!(effect, Effect::CreateSegment { file_backed: false, .. });
+                assert!(!scene.said.iter().any(again), "not at once");
+            }
+            [Effect::CreateSegment { file_backed: true, .. }] => break,
+            [] => scene.pass(Span::millis(100)),
+            _ => panic!("{todo:?}"),
+        }
+        assert!(tries < 20);
+    }
+    assert!(tries > 2, "{tries}");
+    assert!(!scene.told(DRIVER).iter().any(|told| matches!(told, NodeToClient::NoMemory { .. })));
+}
+
+#[test]
+fn an_object_that_the_machine_has_no_memory_for_is_tried_again_and_not_lost() {
+    let mut scene = Scene::new();
+    let object = task(5).result(0);
+    scene.driver_says(ClientToNode::Get(vec![object]));
+    scene.head(HeadToNode::Located { object, located: elsewhere(MIB) });
+    scene.said.clear();
+    scene.event(Event::StoreFailed { object, missing: false, reason: "full".into(), no_memory: true });
+    assert_eq!(scene.said, []);
+    scene.pass(Span::millis(100));
+    assert!(matches!(scene.todo()[..], [Effect::Pull { .. }]));
+    scene.event(Event::Stored { object, location: own(0, MIB) });
+    assert!(scene.told(DRIVER).iter().any(|told| matches!(told, NodeToClient::Ready { .. })));
+}
+
+#[test]
+fn it_is_given_up_in_the_end_with_the_reason() {
+    let mut scene = Scene::new();
+    let object = task(5).result(0);
+    scene.driver_says(ClientToNode::Get(vec![object]));
+    scene.head(HeadToNode::Located { object, located: elsewhere(MIB) });
+    for _ in 0..200 {
+        scene.event(Event::StoreFailed { object, missing: false, reason: "no room".into(), no_memory: true });
+        scene.pass(Span::millis(100));
+    }
+    let told = scene.told(DRIVER);
+    let [NodeToClient::Ready { value: Value::Failed(failure), .. }] = &told[..] else { panic!("{told:?}") };
+    assert!(failure.message.contains("no room"), "{}", failure.message);
+}
+
+// ---- rule P5 ----
+
+#[test]
+fn arguments_come_all_or_none() {
+    let mut scene = Scene::new();
+    let objects: Vec<ObjectId> = (10..14).map(|n| task(n).result(0)).collect();
+    let pulls = |scene: &mut Scene| -> Vec<ObjectId> {
+        let of = |effect| match effect {
+            Effect::Pull { object, .. } => Some(object),
+            _ => None,
+        };
+        scene.todo().into_iter().filter_map(of).collect()
+    };
+    scene.assign(
+        1,
+        true,
+        &[(objects[0], Some(elsewhere(20 * MIB))), (objects[1], Some(elsewhere(20 * MIB)))],
+    );
+    assert_eq!(pulls(&mut scene), objects[..2]);
+    scene.assign(
+        2,
+        true,
+        &[(objects[2], Some(elsewhere(20 * MIB))), (objects[3], Some(elsewhere(20 * MIB)))],
+    );
+    assert_eq!(pulls(&mut scene), [], "not a half of them");
+    assert!(scene.node.store_usage().reserved <= 64 * MIB);
+    // The first ends: the second's come.
+    for (n, object) in (0..).zip(&objects[..2]) {
+        scene.event(Event::Stored { object: *object, location: own(n * 20 * MIB, 20 * MIB) });
+    }
+    let executor = scene.executor();
+    let run = scene.run(executor);
+    scene.says(executor, ClientToNode::Release(objects[..2].to_vec()));
+    scene.returns(executor, run.tag);
+    scene.head(HeadToNode::Free(objects[..2].to_vec()));
+    assert_eq!(pulls(&mut scene), objects[2..]);
+}
+
+#[test]
+fn a_running_tasks_get_comes_before_new_admissions() {
+    let mut scene = Scene::new();
+    let (executor, _) = scene.running(1);
+    let (segment, _) = scene.lease(executor, 40 * MIB);
+    let argument = task(10).result(0);
+    scene.assign(2, true, &[(argument, Some(elsewhere(30 * MIB)))]);
+    assert!(!scene.todo().iter().any(|effect| matches!(effect, Effect::Pull { .. })));
+    let wanted = task(11).result(0);
+    scene.says(executor, ClientToNode::Get(vec![wanted]));
+    scene.head(HeadToNode::Located { object: wanted, located: elsewhere(30 * MIB) });
+    scene.said.clear();
+    scene.says(executor, ClientToNode::ReturnMemory(vec![segment]));
+    let pulled = |effect: &Effect| match effect {
+        Effect::Pull { object, .. } => Some(*object),
+        _ => None,
+    };
+    let pulls: Vec<_> = scene.todo().iter().filter_map(pulled).collect();
+    assert_eq!(pulls, [wanted, argument]);
+}
+
+#[test]
+fn arguments_that_never_fit_together_fail_the_task_at_once() {
+    let mut scene = Scene::new();
+    let (a, b) = (task(10).result(0), task(11).result(0));
+    scene.assign(1, true, &[(a, Some(elsewhere(40 * MIB))), (b, Some(elsewhere(40 * MIB)))]);
+    let told = scene.told_head();
+    let Some(NodeToHead::Done { outcome: cluster_types::Outcome::Failed(failure), .. }) = told.last() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(failure.kind, FailureKind::ObjectTooLarge);
+    assert!(failure.message.contains("80 MiB"), "{}", failure.message);
+}
+
+#[test]
+fn an_argument_spilled_while_another_was_looked_for_is_brought_back() {
+    let (mut scene, segment) = full();
+    let other = task(10).result(0);
+    scene.assign(1, true, &[(put(2), None), (other, None)]);
+    assert!(scene.told_head().contains(&NodeToHead::Locate(other)));
+    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    for object in &spilled {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: true });
+    }
+    scene.driver_says(ClientToNode::ReturnMemory(vec![segment]));
+    scene.leased(DRIVER);
+    scene.said.clear();
+    scene.head(HeadToNode::Located { object: other, located: elsewhere(MIB) });
+    let todo = scene.todo();
+    assert!(todo.contains(&Effect::Restore { object: put(2) }), "{todo:?}");
+    assert!(todo.iter().any(|effect| matches!(effect, Effect::Pull { .. })), "{todo:?}");
+}
