@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cluster_store::slots::{DaemonPage, SLOTS, Tag};
+use cluster_types::client_node::NO_SLOT;
 use cluster_types::{ClientId, JobId, JobInfo, Map};
 use worker_core::Event;
 
@@ -33,6 +34,9 @@ struct Executor {
 impl Executors {
     /// Puts a task into its slot of the executor's page, before the executor is told of it (rule S3).
     pub(crate) fn offer(&mut self, executor: u32, slot: u16, tag: u64) {
+        if slot == NO_SLOT {
+            return;
+        }
         let Some(known) = self.known.get_mut(&executor) else { return };
         let (slot, Some(name)) = (usize::from(slot), Tag::new(tag)) else { return };
         if !known.page.offer(slot, name) {

@@ -331,12 +331,16 @@ impl From<&Outcome> for FinishedOutcome {
     }
 }
 
+/// In [`RunTask::slot`]: a call of an actor that runs several at once.
+pub const NO_SLOT: u16 = u16::MAX;
+
 /// A task for an executor, with its arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunTask {
     /// Names this execution between this daemon and this executor; never repeats in a daemon's life, never 0.
     pub tag: u64,
-    /// The executor claims this slot of the shared page before it runs (rule S3).
+    /// The executor claims this slot of the shared page before it runs (rule S3); [`NO_SLOT`]: it is begun at once, with
+    /// nothing to claim.
     pub slot: u16,
     /// Which try this is.
     pub attempt: Attempt,

@@ -22,6 +22,9 @@ impl Node {
         if self.attempts.contains_key(&task) {
             return; // The head ends one attempt before it makes another: this is a repeat.
         }
+        if let Some(actor) = spec.called_actor() {
+            return self.assign_call(actor, spec, attempt, effects);
+        }
         let shape = self.catalogue.shape(&spec.template);
         let pool = self.pool_for(&spec, lease.as_ref());
         let assigned = Assigned {
@@ -66,6 +69,9 @@ impl Node {
         assigned.stage = Stage::Ready;
         let (leased, shape, spec) = (assigned.lease.is_some(), assigned.shape, assigned.spec.clone());
         self.pin(task);
+        if let Some(actor) = spec.called_actor() {
+            return self.feed_actor(actor, effects);
+        }
         if leased {
             let lease = self.attempts.get(&task).and_then(|assigned| assigned.lease.clone());
             let pool = self.pool_for(&spec, lease.as_ref());
@@ -80,6 +86,7 @@ impl Node {
         let busy = self.executors.iter().find(|(_, known)| {
             !known.blocked
                 && !known.ending
+                && known.actor.is_none()
                 && known.sent.len() == 1
                 && self.attempts.get(&known.sent[0].task).is_some_and(|running| running.shape == shape)
         });
@@ -148,7 +155,11 @@ impl Node {
             return;
         };
         let Some(known) = self.executors.get(&executor) else { return };
-        if known.sent.front().is_none_or(|sent| sent.tag != tag) {
+        let in_order = known.actor.and_then(|handle| self.actors.get(&handle)).map(|actor| actor.in_order);
+        let running = known.sent.front().is_some_and(|sent| sent.tag == tag);
+        if in_order == Some(false) || (in_order.is_some() && running) {
+            self.interrupt_call(executor, tag, reason, effects);
+        } else if !running {
             self.revoke(executor, tag, effects);
         } else if force {
             effects.push(Effect::EndExecutor { executor, force: true });

@@ -42,7 +42,9 @@ impl Node {
                     }
                 }
                 Stage::Ready => {
-                    let queued = if assigned.lease.is_some() {
+                    let queued = if let Some(actor) = assigned.spec.called_actor() {
+                        self.actors.get(&actor).is_some_and(|actor| actor.queue.contains(id))
+                    } else if assigned.lease.is_some() {
                         self.pools.get(&assigned.pool).is_some_and(|pool| pool.waiting.contains(id))
                     } else {
                         self.ahead.get(&assigned.shape).is_some_and(|queue| queue.contains(id))

@@ -157,11 +157,14 @@ impl Node {
                     self.proved_claimed(executor, tag, effects);
                 }
                 if let Some((executor, task, attempt)) = self.running(client, tag) {
-                    if let Some(known) = self.executors.get_mut(&executor) {
+                    // An actor's calls keep their order and wait.
+                    if let Some(known) =
+                        self.executors.get_mut(&executor).filter(|known| known.actor.is_none())
+                    {
                         known.blocked = true;
+                        self.lend_cpu(task, true);
+                        self.revoke_queued(executor, effects);
                     }
-                    self.lend_cpu(task, true);
-                    self.revoke_queued(executor, effects);
                     self.tell_head(NodeToHead::Blocked { task, attempt, on }, effects);
                 }
             }
@@ -215,7 +218,10 @@ impl Node {
     /// The attempt that this executor runs under this tag.
     pub(crate) fn running(&self, client: ClientId, tag: u64) -> Option<(u32, TaskId, Attempt)> {
         let executor = self.executor_of(client)?;
-        let sent = self.executors.get(&executor)?.sent.front().filter(|sent| sent.tag == tag)?;
+        let known = self.executors.get(&executor)?;
+        // An actor may run several at once; another executor runs the first.
+        let at_once = if known.actor.is_some() { known.sent.len() } else { 1 };
+        let sent = known.sent.iter().take(at_once).find(|sent| sent.tag == tag)?;
         Some((executor, sent.task, self.attempts.get(&sent.task)?.attempt))
     }
 

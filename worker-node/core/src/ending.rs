@@ -7,6 +7,7 @@ use cluster_types::{
     TaskId, TaskResult,
 };
 
+use crate::actors::traits_of;
 use crate::attempts::{Assigned, Attempts, Stage};
 use crate::event::Effect;
 use crate::executors::Ended;
@@ -57,7 +58,9 @@ impl Node {
         let over = !cpu.is_zero() && self.cpu_used + cpu > self.config.resources.cpu;
         let mut started = None;
         let mut start = None;
-        if let Some(lease) = ended.lease {
+        let called = ended.spec.called_actor();
+        // A call has no lease to hand on.
+        if let Some(lease) = ended.lease.filter(|_| called.is_none()) {
             // Rule S4: more runs than there are cores for, since one that waited went on; so nothing starts.
             let inherited = heir.or_else(|| {
                 if over {
@@ -82,6 +85,9 @@ impl Node {
         if let Some(next) = start {
             self.make_ready(next, effects);
         }
+        if let Some(actor) = called {
+            self.feed_actor(actor, effects);
+        }
     }
 
     /// Takes an attempt out of every list but its executor's.
@@ -101,9 +107,14 @@ impl Node {
                     self.forget_cached(object);
                     self.forget_if_empty(object);
                 }
+                if let Some(actor) = gone.spec.called_actor() {
+                    self.leave_actor_queue(actor, task);
+                }
             }
             Stage::Ready => {
-                if gone.lease.is_some() {
+                if let Some(actor) = gone.spec.called_actor() {
+                    self.leave_actor_queue(actor, task);
+                } else if gone.lease.is_some() {
                     self.pool(gone.pool).waiting.retain(|have| *have != task);
                 } else if let Some(queue) = self.ahead.get_mut(&gone.shape) {
                     queue.retain(|have| *have != task);
@@ -119,14 +130,41 @@ impl Node {
         if let Err(lie) = self.check_results(client, &completion) {
             return self.part_with(client, &lie, effects);
         }
+        if let Some(actor) = self.executors.get(&executor).and_then(|known| known.actor) {
+            return self.call_completed(actor, client, completion, effects);
+        }
         self.proved_claimed(executor, completion.tag, effects);
         let task = self.shift(executor, completion.tag);
-        let Some((task, assigned)) = task.and_then(|task| Some((task, self.attempts.get(&task)?))) else {
+        let Some(task) = task.filter(|task| self.attempts.contains_key(task)) else {
             return self.give_back_results(client, completion.result.unwrap_or_default(), effects);
+        };
+        let micros = completion.micros;
+        let (outcome, retry) = self.outcome_of(client, task, completion, effects);
+        let makes_actor = self.attempts.get(&task).is_some_and(|made| traits_of(&made.spec).is_some());
+        if makes_actor && matches!(outcome, Outcome::Ok(_)) {
+            return self.actor_made(executor, client, task, outcome, micros, effects);
+        }
+        if let Some(known) = self.executors.get_mut(&executor) {
+            known.ended = Some(Ended { task, outcome, retry, micros });
+        }
+        self.settle_ended(executor, effects);
+    }
+
+    /// What came of an execution, as the head is told; its results are noted here.
+    pub(crate) fn outcome_of(
+        &mut self,
+        client: ClientId,
+        task: TaskId,
+        completion: Completion,
+        effects: &mut Vec<Effect>,
+    ) -> (Outcome, Retry) {
+        let Some(assigned) = self.attempts.get(&task) else {
+            let message = format!("task {task} ended where nobody knows it");
+            return (Outcome::Failed(failure(FailureKind::Internal, message, Some(task))), Retry::No);
         };
         let spec = assigned.spec.clone();
         self.catalogue.observe(&spec.template, completion.micros);
-        let (outcome, retry) = match completion.result {
+        match completion.result {
             Ok(results) if results.len() == spec.template.num_returns as usize => {
                 let results = results
                     .into_iter()
@@ -159,11 +197,7 @@ impl Node {
             Err(failed) => {
                 (Outcome::Failed(failed.failure), if failed.retryable { Retry::Exception } else { Retry::No })
             }
-        };
-        if let Some(known) = self.executors.get_mut(&executor) {
-            known.ended = Some(Ended { task, outcome, retry, micros: completion.micros });
         }
-        self.settle_ended(executor, effects);
     }
 
     /// Each result lies in the executor's own memory, apart from the others.
@@ -188,7 +222,12 @@ impl Node {
     }
 
     /// Nobody wants these results: the executor may use their ranges again.
-    fn give_back_results(&self, client: ClientId, results: Vec<ExecutorResult>, effects: &mut Vec<Effect>) {
+    pub(crate) fn give_back_results(
+        &self,
+        client: ClientId,
+        results: Vec<ExecutorResult>,
+        effects: &mut Vec<Effect>,
+    ) {
         let places = results.into_iter().filter_map(|result| match result.value {
             PutValue::Stored(location) => Some(location),
             PutValue::Inline(_) => None,

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 
-use cluster_types::client_node::RunTask;
+use cluster_types::client_node::{NO_SLOT, RunTask};
 use cluster_types::node_head::Retry;
-use cluster_types::{ClientId, FailureKind, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, Time, Value};
+use cluster_types::{
+    ClientId, FailureKind, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, TaskKind, Time, Value,
+};
 
 use crate::attempts::{Queue, Stage};
 use crate::catalogue::PoolKey;
@@ -48,6 +50,8 @@ pub(crate) struct Executor {
     pub(crate) ended: Option<Ended>,
     pub(crate) blocked: bool,
     pub(crate) ending: bool,
+    /// The actor whose it is; it runs nothing else any more.
+    pub(crate) actor: Option<ObjectId>,
     /// Functions it was given.
     functions: Set<ObjectId>,
     /// When the running task began, or the executor became idle.
@@ -64,7 +68,9 @@ impl Executor {
     }
 
     fn free_slot(&mut self, slot: u16) {
-        self.slots &= !(1 << slot);
+        if u32::from(slot) < SLOTS {
+            self.slots &= !(1 << slot);
+        }
     }
 }
 
@@ -131,6 +137,7 @@ impl Node {
                     ended: None,
                     blocked: false,
                     ending: false,
+                    actor: None,
                     functions: Set::default(),
                     since: self.now,
                 },
@@ -146,7 +153,7 @@ impl Node {
     }
 
     /// Sends an attempt whose arguments are here. False: they are not, any more; it went back to wait for them.
-    fn send(&mut self, task: TaskId, executor: u32, effects: &mut Vec<Effect>) -> bool {
+    pub(crate) fn send(&mut self, task: TaskId, executor: u32, effects: &mut Vec<Effect>) -> bool {
         let Some(assigned) = self.attempts.get(&task) else { return false };
         let spec = assigned.spec.clone();
         if spec.needed().any(|object| !self.objects.get(&object).is_some_and(|known| known.is_here())) {
@@ -170,7 +177,10 @@ impl Node {
         self.next_tag += 1;
         let tag = self.next_tag;
         let Some(known) = self.executors.get_mut(&executor) else { return false };
-        let Some(slot) = known.take_slot() else { return false };
+        // Calls that run at once are begun as they come: there is nothing to take back.
+        let concurrent =
+            known.actor.and_then(|handle| self.actors.get(&handle)).is_some_and(|actor| !actor.in_order);
+        let Some(slot) = (if concurrent { Some(NO_SLOT) } else { known.take_slot() }) else { return false };
         known.sent.push_back(Sent { tag, task, slot, revoking: false });
         let Some(assigned) = self.attempts.get_mut(&task) else { return false };
         assigned.stage = Stage::Sent { executor, tag };
@@ -183,13 +193,18 @@ impl Node {
     /// Rule S3: queues tasks that were sent ahead behind the one that runs, if their function has proved short.
     pub(crate) fn pipeline(&mut self, executor: u32, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get(&executor) else { return };
-        if known.blocked || known.ending || self.cpu_used > self.config.resources.cpu {
+        let idles = known.blocked || known.ending || known.actor.is_some();
+        if idles || self.cpu_used > self.config.resources.cpu {
             return;
         }
         let (pool, have) = (known.pool, known.sent.len());
         let Some(running) = known.sent.front().and_then(|sent| self.attempts.get(&sent.task)) else { return };
         let shape = running.shape;
         let template = running.spec.template.clone();
+        // Nothing waits behind an actor that is being made: the executor will be its own.
+        if template.kind != TaskKind::Function {
+            return;
+        }
         let depth = self.catalogue.depth(&template);
         // Topped up by halves, so that messages go out in batches.
         if have > depth / 2 {
@@ -197,7 +212,9 @@ impl Node {
         }
         for _ in have..depth {
             let Some(next) = self.ahead.get_mut(&shape).and_then(Queue::pop_front) else { return };
-            let fits = self.attempts.get(&next).is_some_and(|next| next.pool == pool && next.lease.is_none());
+            let fits = self.attempts.get(&next).is_some_and(|next| {
+                next.pool == pool && next.lease.is_none() && next.spec.template.kind == TaskKind::Function
+            });
             let short = fits
                 && self
                     .attempts
@@ -214,7 +231,10 @@ impl Node {
 
     /// Takes back what an executor has not started.
     pub(crate) fn revoke_queued(&mut self, executor: u32, effects: &mut Vec<Effect>) {
-        let Some(known) = self.executors.get_mut(&executor) else { return };
+        // An actor's calls keep their order and wait.
+        let Some(known) = self.executors.get_mut(&executor).filter(|known| known.actor.is_none()) else {
+            return;
+        };
         // What ended may not have been reported yet: then the first is in doubt, not running for certain.
         let running = usize::from(known.ended.is_none());
         // The last first: each goes back to the front of the queue it came from.
@@ -281,7 +301,10 @@ impl Node {
     fn cancel_if_asked(&mut self, executor: u32, tag: u64, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get(&executor) else { return };
         let Some(sent) = known.sent.iter().find(|sent| sent.tag == tag) else { return };
-        if self.attempts.get(&sent.task).is_some_and(|assigned| assigned.cancelled.is_some()) {
+        let cancelled = self.attempts.get(&sent.task).and_then(|assigned| assigned.cancelled.clone());
+        if let Some(reason) = cancelled.as_ref().filter(|_| known.actor.is_some()) {
+            self.interrupt_call(executor, tag, reason, effects);
+        } else if cancelled.is_some() {
             effects.push(Effect::EndExecutor { executor, force: true });
         }
     }
@@ -353,6 +376,10 @@ impl Node {
     ) {
         let Some(mut gone) = self.executors.remove(&executor) else { return };
         let key = gone.pool;
+        if let Some(actor) = gone.actor.take() {
+            self.actor_exited(actor, gone, cause, unstarted, effects);
+            return self.feed(key, effects);
+        }
         let ended = gone.ended.take();
         let pool = self.pool(key);
         pool.idle.retain(|idle| *idle != executor);
@@ -433,6 +460,9 @@ impl Node {
         let mut idle_long = Vec::new();
         for (id, executor) in &self.executors {
             let age = self.now.since(executor.since);
+            if executor.actor.is_some() {
+                continue;
+            }
             if executor.sent.len() > 1 && age > PATIENCE {
                 stuck.push(*id);
             }

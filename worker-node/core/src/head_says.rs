@@ -34,8 +34,9 @@ impl Node {
             HeadToNode::Cancel { task, attempt, reason, force } => {
                 self.cancel(task, attempt, &reason, force, effects)
             }
-            // Until actors are there.
-            HeadToNode::EndActor { .. } => {}
+            HeadToNode::EndActor { task, attempt, reason, force } => {
+                self.end_actor(task, attempt, reason, force, effects)
+            }
             HeadToNode::Finished { task, outcome } => {
                 self.unfinished.remove(&task);
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
@@ -94,6 +95,7 @@ impl Node {
     }
 
     pub(crate) fn end_all_attempts(&mut self, effects: &mut Vec<Effect>) {
+        self.end_all_actors(effects);
         let mut executors: Vec<u32> =
             self.executors.iter().filter(|(_, known)| !known.sent.is_empty()).map(|(id, _)| *id).collect();
         executors.sort_unstable();

@@ -14,6 +14,7 @@
 //! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
 //! | `audit` | what must hold between steps |
 
+mod actors;
 mod admission;
 mod assign;
 mod attempts;

@@ -8,6 +8,7 @@ use cluster_types::{
     TaskId, TaskSpec, Time,
 };
 
+use crate::actors::Actors;
 use crate::attempts::{Attempts, Queue};
 use crate::catalogue::{Catalogue, PoolKey, ShapeKey};
 use crate::clients::Client;
@@ -37,6 +38,7 @@ pub struct Node {
     pub(crate) jobs: Map<JobId, Arc<JobInfo>>,
     pub(crate) executors: BTreeMap<u32, Executor>,
     pub(crate) next_executor: u32,
+    pub(crate) actors: Actors,
     pub(crate) pools: Map<PoolKey, Pool>,
     pub(crate) catalogue: Catalogue,
     pub(crate) attempts: Attempts,
@@ -71,6 +73,7 @@ impl Node {
             jobs: Map::default(),
             executors: BTreeMap::new(),
             next_executor: 1,
+            actors: Actors::default(),
             pools: Map::default(),
             catalogue: Catalogue::default(),
             attempts: Attempts::default(),
