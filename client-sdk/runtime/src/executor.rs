@@ -1,7 +1,7 @@
 //! What only executors do: take tasks, run them, report.
 
 use cluster_store::slots::Tag;
-use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, PutValue};
+use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue};
 use cluster_types::{ClientToNode, Refs};
 
 use crate::shared::Current;
@@ -35,6 +35,7 @@ impl Client {
             };
             // Rule S3: whoever swaps first has it. One that was revoked is dropped here, and its values with it.
             let claimed = match (&shared.page, Tag::new(task.tag)) {
+                _ if slot == NO_SLOT => true,
                 (Some(page), Some(tag)) => page.claim(slot.into(), tag),
                 (Some(_), None) => false,
                 (None, _) => true,
@@ -112,7 +113,9 @@ impl Client {
         // Refs that user code kept are held from before the task ends: its own holds end with it.
         inner.core.end_task_cover();
         inner.cancels.remove(&tag);
-        if let (Some(page), Some(tag)) = (&shared.page, Tag::new(tag)) {
+        if let (Some(page), Some(tag)) = (&shared.page, Tag::new(tag))
+            && current.slot != NO_SLOT
+        {
             page.done(current.slot.into(), tag);
         }
         inner.core.push(ClientToNode::Completed(Completion { tag, result, micros }));
