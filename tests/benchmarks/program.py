@@ -2,9 +2,9 @@
 
     python program.py --system ray|concurrent_ml --rows ROW,ROW --seconds 2 --out FILE
 
-The rows mean what they mean in Ray's own microbenchmark, with two differences, the same for both systems: the
+The rows mean what they mean in Ray's own microbenchmark, with a few differences, the same for both systems: the
 clients of "multi client tasks async" are tasks that hold no CPU (not actors) and submit 2,500 tasks each (not
-10,000), so that a row takes seconds.
+10,000), and a batch of actor calls has 2,500 (not 5,000), so that a row takes seconds; the n of actor rows is 2.
 """
 
 import argparse
@@ -53,6 +53,42 @@ def client_of_large_puts() -> None:
 @api.remote
 def many_refs() -> list[Any]:
     return [api.put(1) for _ in range(10_000)]
+
+
+@api.remote(num_cpus=0)
+class Server:
+    def small_value(self) -> bytes:
+        return b"ok"
+
+    def small_value_arg(self, value: object) -> bytes:
+        return b"ok"
+
+
+@api.remote(num_cpus=0)
+class AsyncServer:
+    async def small_value(self) -> bytes:
+        return b"ok"
+
+    async def small_value_arg(self, value: object) -> bytes:
+        return b"ok"
+
+
+@api.remote(num_cpus=0)
+class Caller:
+    def __init__(self, servers: list[Any]) -> None:
+        self.servers = servers
+
+    def batch(self, count: int) -> None:
+        api.get([server.small_value.remote() for server in self.servers for _ in range(count)])
+
+    def batch_with_arg(self, count: int) -> None:
+        value = api.put(0)
+        api.get([server.small_value_arg.remote(value) for server in self.servers for _ in range(count)])
+
+
+@api.remote(num_cpus=0)
+def caller_of_actors(servers: list[Any], count: int) -> None:
+    api.get([servers[number % len(servers)].small_value.remote() for number in range(count)])
 
 
 def rate(action: Callable[[], object], amount: float) -> float:
@@ -130,6 +166,43 @@ def wait_refs() -> float:
     return rate(one_by_one, 1)
 
 
+SERVERS = 2
+
+
+def actor_calls_sync() -> float:
+    server = Server.remote()
+    return rate_of_calls(lambda: api.get(server.small_value.remote()))
+
+
+def thousand_calls(server: Any) -> float:
+    return rate(lambda: api.get([server.small_value.remote() for _ in range(1000)]), 1000)
+
+
+def actor_calls_from_one() -> float:
+    caller = Caller.remote([Server.remote() for _ in range(SERVERS)])
+    return rate(lambda: api.get(caller.batch.remote(2500)), 2500 * SERVERS)
+
+
+def calls_from_many(kind: Any) -> float:
+    servers = [kind.remote() for _ in range(SERVERS)]
+    return rate(lambda: api.get([caller_of_actors.remote(servers, 2500) for _ in range(4)]), 10_000)
+
+
+def calls_with_arg_from_many() -> float:
+    callers = [Caller.remote([Server.remote()]) for _ in range(SERVERS)]
+    return rate(lambda: api.get([caller.batch_with_arg.remote(1000) for caller in callers]), 1000 * SERVERS)
+
+
+def async_actor_calls_sync() -> float:
+    server = AsyncServer.remote()
+    return rate_of_calls(lambda: api.get(server.small_value.remote()))
+
+
+def async_actor_calls_with_args() -> float:
+    server = AsyncServer.remote()
+    return rate(lambda: api.get([server.small_value_arg.remote(number) for number in range(1000)]), 1000)
+
+
 ROWS: dict[str, Callable[[], float]] = {
     "single client tasks sync": tasks_sync,
     "single client tasks async": tasks_async,
@@ -142,6 +215,16 @@ ROWS: dict[str, Callable[[], float]] = {
     "multi client put gigabytes": multi_client_put_gigabytes,
     "single client get object containing 10k refs": get_object_containing_refs,
     "single client wait 1k refs": wait_refs,
+    "1:1 actor calls sync": actor_calls_sync,
+    "1:1 actor calls async": lambda: thousand_calls(Server.remote()),
+    "1:1 actor calls concurrent": lambda: thousand_calls(Server.options(max_concurrency=16).remote()),
+    "1:n actor calls async": actor_calls_from_one,
+    "n:n actor calls async": lambda: calls_from_many(Server),
+    "n:n actor calls with arg async": calls_with_arg_from_many,
+    "1:1 async-actor calls sync": async_actor_calls_sync,
+    "1:1 async-actor calls async": lambda: thousand_calls(AsyncServer.remote()),
+    "1:1 async-actor calls with args async": async_actor_calls_with_args,
+    "n:n async-actor calls async": lambda: calls_from_many(AsyncServer),
 }
 INIT = "init to first result"
 

@@ -56,6 +56,16 @@ BESIDE_RAY = (
     Row("multi client put gigabytes", "GB/s"),
     Row("single client get object containing 10k refs", "/s", times_ray=10),
     Row("single client wait 1k refs", "/s", times_ray=12),
+    Row("1:1 actor calls sync", "/s", times_ray=12),
+    Row("1:1 actor calls async", "/s", times_ray=15),
+    Row("1:1 actor calls concurrent", "/s", times_ray=8),
+    Row("1:n actor calls async", "/s", times_ray=10),
+    Row("n:n actor calls async", "/s", times_ray=10),
+    Row("n:n actor calls with arg async", "/s", times_ray=10),
+    Row("1:1 async-actor calls sync", "/s", times_ray=8),
+    Row("1:1 async-actor calls async", "/s", times_ray=8),
+    Row("1:1 async-actor calls with args async", "/s", times_ray=8),
+    Row("n:n async-actor calls async", "/s", times_ray=8),
 )
 
 ALONE = (
