@@ -58,6 +58,8 @@ pub struct Process {
     pub requested: u32,
     /// Puts that wait for memory: size, and what is inside.
     pub waiting_puts: VecDeque<(u64, Refs)>,
+    /// What it knows if it became an actor.
+    pub lives: Option<crate::actors::Lives>,
     /// The function every task of this process calls.
     pub function: Option<ObjectId>,
 }
@@ -76,6 +78,7 @@ impl Process {
             leased: BTreeMap::new(),
             requested: 0,
             waiting_puts: VecDeque::new(),
+            lives: None,
             function: None,
         }
     }

@@ -10,6 +10,7 @@
 //! println!("{} steps", report.steps);
 //! ```
 
+mod actors;
 mod client;
 mod host;
 mod plan;

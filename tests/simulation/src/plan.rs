@@ -15,6 +15,8 @@ pub struct Plan {
     pub node_losses: u32,
     /// One task in this many kills its executor; 0: none does.
     pub crash_one_in: u64,
+    /// Whether programs make actors and call them.
+    pub actors: bool,
     /// Prints every event in which this word occurs.
     pub watch: Option<String>,
 }
@@ -30,13 +32,23 @@ impl Plan {
             actions: 60,
             node_losses: if shape == 3 { 2 } else { 0 },
             crash_one_in: if shape >= 2 { 40 } else { 0 },
+            actors: seed % 3 == 0,
             watch: None,
         }
     }
 
     /// Hundreds of machines.
     pub fn large(seed: u64) -> Self {
-        Plan { seed, nodes: 300, drivers: 8, actions: 200, node_losses: 20, crash_one_in: 100, watch: None }
+        Plan {
+            seed,
+            nodes: 300,
+            drivers: 8,
+            actions: 200,
+            node_losses: 20,
+            crash_one_in: 100,
+            actors: true,
+            watch: None,
+        }
     }
 }
 

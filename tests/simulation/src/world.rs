@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_core::{HandleSource, Reading};
 use cluster_store::alloc::Allocator;
-use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, PutValue, RunTask};
+use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, NO_SLOT, PutValue, RunTask};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
     Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId,
@@ -88,19 +88,21 @@ enum Arrival {
     BornNode,
 }
 
-struct World {
+pub(crate) struct World {
     plan: Plan,
-    random: Random,
+    pub(crate) random: Random,
     now: Time,
     queue: BTreeMap<(Time, u64), Arrival>,
     arrivals: u64,
     streams: Streams<Stream>,
     head: Head,
     hosts: BTreeMap<NodeId, Host>,
-    processes: BTreeMap<ClientId, Process>,
+    pub(crate) processes: BTreeMap<ClientId, Process>,
     connections: u64,
     connecting: BTreeMap<u64, NodeId>,
     templates: BTreeMap<ClientId, Vec<Arc<TaskTemplate>>>,
+    /// Handles of actors.
+    pub(crate) actors: BTreeSet<ObjectId>,
     /// TASK-1: tasks of each living submitter that were told to have ended.
     told: BTreeSet<TaskId>,
     submitted: BTreeMap<TaskId, ClientId>,
@@ -142,6 +144,7 @@ impl World {
             connections: 0,
             connecting: BTreeMap::new(),
             templates: BTreeMap::new(),
+            actors: BTreeSet::new(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -821,7 +824,7 @@ impl World {
     }
 
     /// A few of the refs that a process has.
-    fn some_refs(&mut self, client: ClientId, most: u64) -> Refs {
+    pub(crate) fn some_refs(&mut self, client: ClientId, most: u64) -> Refs {
         let count = self.random.between(0, most);
         let Some(process) = self.processes.get(&client) else { return Refs::new() };
         let mut refs = Refs::new();
@@ -863,6 +866,18 @@ impl World {
                 }));
             }
             self.templates.insert(client, templates);
+        }
+        let is_driver = self.processes.get(&client).is_some_and(|process| process.executor.is_none());
+        if self.plan.actors && is_driver {
+            match self.random.between(0, 11) {
+                0 => {
+                    let function = self.templates[&client][0].function;
+                    return self.make_actor(client, function);
+                }
+                // A task that called an actor and waited could wait for itself, in any cluster.
+                1..=5 if self.call_actor(client) => return,
+                _ => {}
+            }
         }
         let template = self.random.pick(&self.templates[&client]).expect("there are templates").clone();
         let Some(process) = self.processes.get_mut(&client) else { return };
@@ -950,6 +965,7 @@ impl World {
                 .and_then(|host| host.executors.get_mut(&executor?))
                 .and_then(|known| known.slots.get_mut(&run.tag));
             match slot {
+                _ if run.slot == NO_SLOT => {}
                 Some(slot) if *slot == Slot::Ready => *slot = Slot::Claimed,
                 // Taken back before it began: what came with it is given back.
                 _ => {
@@ -967,6 +983,7 @@ impl World {
 
     fn begin(&mut self, client: ClientId, run: Box<RunTask>) -> Result<(), String> {
         self.report.ran += 1;
+        self.check_actor(client, &run)?;
         if self.plan.crash_one_in > 0 && self.random.one_in(self.plan.crash_one_in) {
             let Some(process) = self.processes.get(&client) else { return Ok(()) };
             let (node, executor) = (process.node, process.executor.unwrap_or_default());
