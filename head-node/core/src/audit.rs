@@ -18,6 +18,7 @@ impl Head {
         self.audit_nodes()?;
         self.audit_shapes()?;
         self.audit_objects()?;
+        self.audit_actors()?;
         for (id, client) in &self.clients {
             let node = self.nodes.get(client.node).ok_or(format!("client {id} is on a lost node"))?;
             if !node.clients.contains(id) {
@@ -54,6 +55,7 @@ impl Head {
                 TaskState::Leased { lease, blocked, .. } => {
                     Some((&task.spec.template.resources, lease, *blocked))
                 }
+                TaskState::Alive { lease, .. } => Some((&task.spec.template.resources, lease, false)),
                 _ => None,
             });
             node.ledger.audit(leases).map_err(|problem| format!("node {}: {problem}", node.id))?;
@@ -66,6 +68,7 @@ impl Head {
                         blocked_here += u32::from(blocked);
                         *awake.entry(task.shape).or_default() += u32::from(!blocked);
                     }
+                    TaskState::HandedOut { .. } | TaskState::Alive { .. } => {}
                     _ => ahead += 1,
                 }
             }
@@ -147,6 +150,11 @@ impl Head {
         for (_, object) in self.objects.iter() {
             for inner in object.more().iter().flat_map(|more| more.contains.iter()) {
                 *by_containers.entry(*inner).or_default() += 1;
+            }
+        }
+        for (handle, actor) in self.actors.iter() {
+            if actor.traits().detached && actor.death.is_none() {
+                *by_containers.entry(*handle).or_default() += 1;
             }
         }
         for (_, object) in self.objects.iter() {

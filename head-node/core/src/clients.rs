@@ -85,8 +85,13 @@ impl Head {
 
     /// Nobody wants this task: it ends now, or, if a node has it, when the node says so.
     fn drop_task(&mut self, ix: TaskIx, why: &str) {
+        let is_living = self.is_living(ix);
         let Some(task) = self.tasks.get_mut(ix) else { return };
         match task.node() {
+            Some(_) if is_living => {
+                task.cancelled = true;
+                self.end_living(ix, why, true);
+            }
             None => self.end_cancelled(ix),
             Some(node) if !task.cancelled => {
                 task.cancelled = true;
@@ -103,7 +108,7 @@ impl Head {
 
     /// Every task of the job ends: now, or, if a node has it, when the node answers the `Cancel`. Until then its lease
     /// is booked, for what it holds (a GPU's memory, say) is not free before its process is gone.
-    fn end_job(&mut self, id: JobId, why: &str) {
+    pub(crate) fn end_job(&mut self, id: JobId, why: &str) {
         let Some(job) = self.jobs.remove(&id) else { return };
         let mut submitters: Vec<_> = job.submitters.into_iter().collect();
         submitters.sort_unstable();

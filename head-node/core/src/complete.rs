@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, TaskId, TaskSpec,
+    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, TaskId, TaskKind, TaskSpec,
 };
 
 use crate::head::{Head, failure};
@@ -27,6 +27,13 @@ impl Head {
     ) {
         // TASK-2: a stale report ends nothing; but what it says has started is booked.
         let current = self.tasks.current(id, attempt, node);
+        if let Some(ix) = current.filter(|ix| self.is_living(*ix)) {
+            if let Outcome::Failed(failure) = outcome {
+                self.actor_died(ix, failure, retry);
+                self.nodes.mark_dirty(node);
+            }
+            return;
+        }
         let lease = match current {
             Some(ix) => {
                 if matches!(outcome, Outcome::Ok(_)) {
@@ -42,6 +49,15 @@ impl Head {
             self.nodes.mark_dirty(node);
         }
         let Some(ix) = current else { return };
+        let Some(spec) = self.tasks.get(ix).map(|task| task.spec.clone()) else { return };
+        let called = spec.called_actor();
+        let makes_actor = matches!(spec.template.kind, TaskKind::Actor(_));
+        let outcome = match outcome {
+            Outcome::Ok(results) if makes_actor && results.len() == 1 => {
+                return self.actor_made(ix, node, lease.unwrap_or_default(), results, micros);
+            }
+            outcome => outcome,
+        };
         if self.is_revived_and_cancelled(ix, &outcome) {
             self.enqueue(ix, true);
             return;
@@ -56,6 +72,9 @@ impl Head {
         } else {
             let name = self.nodes.name(node);
             self.finish(ix, outcome, Some(node), Some(name), micros);
+        }
+        if let Some(actor) = called {
+            self.feed_actor(actor);
         }
     }
 
@@ -124,7 +143,29 @@ impl Head {
         let task = self.tasks.get_mut(ix)?;
         let (shape_ix, promoted, spec) = (task.shape, task.promoted, task.spec.clone());
         match std::mem::replace(&mut task.state, TaskState::Waiting { missing: 0 }) {
-            TaskState::Waiting { .. } => None,
+            TaskState::Waiting { .. } | TaskState::AtActor => {
+                if let Some(actor) = spec.called_actor() {
+                    self.call_leaves(actor, spec.id);
+                }
+                None
+            }
+            TaskState::HandedOut { node, .. } => {
+                if let Some(state) = self.nodes.get_mut(node) {
+                    state.attempts.remove(&ix);
+                }
+                if let Some(actor) = spec.called_actor().and_then(|handle| self.actors.get_mut(handle)) {
+                    actor.calls.handed_out -= 1;
+                }
+                None
+            }
+            TaskState::Alive { node, lease, .. } => {
+                if let Some(state) = self.nodes.get_mut(node) {
+                    state.ledger.give(&spec.template.resources, &lease, false);
+                    state.attempts.remove(&ix);
+                    self.nodes.mark_dirty(node);
+                }
+                Some(lease)
+            }
             TaskState::Queued { .. } => {
                 self.leave_queue(shape_ix, promoted);
                 None
@@ -210,6 +251,13 @@ impl Head {
         node_name: Option<Arc<str>>,
         micros: u64,
     ) {
+        if let Some(handle) = self.tasks.get(ix).map(|task| task.spec.id.result(0))
+            && let Outcome::Failed(failure) = &outcome
+            && self.actors.get(handle).is_some_and(|actor| actor.made && actor.task == Some(ix))
+        {
+            // Its submitter was told long ago that it was made.
+            return self.bury_actor(ix, failure.clone());
+        }
         let Some(task) = self.tasks.remove(ix) else { return };
         if let Some(shape) = self.shapes.get_mut(task.shape) {
             shape.tasks -= 1;
@@ -221,15 +269,22 @@ impl Head {
             Outcome::Ok(_) => None,
             Outcome::Failed(failure) => Some(failure.message.clone()),
         };
-        self.set_results(ix, &spec, outcome, home);
-        for held in spec.held() {
-            let Some(object_ix) = self.objects.find(held) else { continue };
-            if let Some(object) = self.objects.get_mut(object_ix) {
-                object.tasks -= 1;
-                if object.tasks == 0 {
-                    self.objects.doubt(object_ix);
-                }
+        let death = match &outcome {
+            Outcome::Failed(failure) if matches!(spec.template.kind, TaskKind::Actor(_)) => {
+                Some(failure.clone())
             }
+            _ => None,
+        };
+        self.set_results(ix, &spec, outcome, home);
+        self.let_go(&spec);
+        if let Some(cause) = death {
+            let mut failure =
+                self.death_of(spec.id.result(0), &format!("it could not be made: {}", cause.message));
+            if cause.kind == FailureKind::ActorDied {
+                failure.message = cause.message.clone();
+            }
+            failure.payload = cause.payload;
+            self.close_actor(&spec, failure);
         }
         if let Some(submitter) = self.clients.get(&spec.id.client) {
             let node = submitter.node;
@@ -247,7 +302,29 @@ impl Head {
         });
     }
 
-    fn set_results(&mut self, ix: TaskIx, spec: &Arc<TaskSpec>, outcome: Outcome, home: Option<NodeIx>) {
+    /// What the task held while it was pending (REF-1).
+    pub(crate) fn let_go(&mut self, spec: &Arc<TaskSpec>) {
+        if !self.children.is_empty() {
+            self.children.remove(&spec.id);
+        }
+        for held in spec.held() {
+            let Some(object_ix) = self.objects.find(held) else { continue };
+            if let Some(object) = self.objects.get_mut(object_ix) {
+                object.tasks -= 1;
+                if object.tasks == 0 {
+                    self.objects.doubt(object_ix);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn set_results(
+        &mut self,
+        ix: TaskIx,
+        spec: &Arc<TaskSpec>,
+        outcome: Outcome,
+        home: Option<NodeIx>,
+    ) {
         match outcome {
             Outcome::Failed(failure) => {
                 for index in 0..spec.template.num_returns {

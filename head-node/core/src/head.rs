@@ -8,6 +8,7 @@ use cluster_types::{
     Span, TaskId, Time,
 };
 
+use crate::actors::Actors;
 use crate::event::{Effect, Event, HeadConfig};
 use crate::nodes::Nodes;
 use crate::objects::Objects;
@@ -50,6 +51,9 @@ pub struct Head {
     pub(crate) jobs: Map<JobId, Job>,
     pub(crate) objects: Objects,
     pub(crate) tasks: Tasks,
+    pub(crate) actors: Actors,
+    /// What a task that has not ended submitted.
+    pub(crate) children: Map<TaskId, Vec<TaskId>>,
     pub(crate) shapes: Shapes,
     pub(crate) out: Vec<Effect>,
     /// Tasks that fail, with why; worked off iteratively, for a failure makes dependants fail.
@@ -73,6 +77,8 @@ impl Head {
             jobs: Map::default(),
             objects: Objects::default(),
             tasks,
+            actors: Actors::default(),
+            children: Map::default(),
             shapes: Shapes::default(),
             out: Vec::new(),
             failing: Vec::new(),
@@ -147,8 +153,16 @@ impl Head {
             NodeToHead::Returned(attempts) => self.returned(ix, &attempts),
             NodeToHead::Blocked { task, attempt, on } => self.blocked(ix, task, attempt, &on),
             NodeToHead::Unblocked { task, attempt } => self.unblocked(ix, task, attempt),
-            // Until actors and cancellation are there.
-            NodeToHead::Cancel { .. } | NodeToHead::Kill { .. } => {}
+            NodeToHead::Cancel { client, what } => {
+                if self.is_attached(client, ix) {
+                    self.cancel(&what);
+                }
+            }
+            NodeToHead::Kill { client, actor, restart } => {
+                if self.is_attached(client, ix) {
+                    self.kill(client, actor, restart);
+                }
+            }
             NodeToHead::Locate(object) => self.locate(ix, object),
             NodeToHead::SourceFailed { object, source } => self.source_failed(ix, object, source),
             NodeToHead::CopyAdded(object) => self.copy_added(ix, object),

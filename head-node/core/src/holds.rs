@@ -99,6 +99,7 @@ impl Head {
     /// A swept object: whoever still asks is answered, and every node that has a copy deletes it.
     pub(crate) fn forget_object(&mut self, object: Object) {
         let id = object.id;
+        self.handle_forgotten(id);
         if let Some(more) = object.more()
             && !more.node_waiters.is_empty()
         {

@@ -12,7 +12,10 @@
 //! - `notices`, `queries`: what people are told.
 //! - `audit`: every cross-reference, for tests.
 
+mod actors;
 mod audit;
+mod calls;
+mod cancel;
 mod clients;
 mod complete;
 pub mod event;

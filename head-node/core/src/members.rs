@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cluster_types::node_head::Retry;
 use cluster_types::query::StoreUsage;
 use cluster_types::task::Strategy;
 use cluster_types::{FailureKind, HeadToNode, Incarnation, Map, NodeHello, Outcome, PROTOCOL_VERSION, Set};
@@ -107,10 +108,19 @@ impl Head {
             self.client_gone(client, &reason);
         }
         let mut attempts: Vec<_> = node.attempts.into_iter().collect();
-        attempts.sort_unstable();
+        // Actors first: their calls are tried again only if they are.
+        attempts.sort_unstable_by_key(|task_ix| (!self.is_living(*task_ix), *task_ix));
         for task_ix in attempts {
             let Some(task) = self.tasks.get(task_ix).filter(|task| task.node() == Some(ix)) else { continue };
-            let was_leased = matches!(task.state, TaskState::Leased { .. });
+            if let TaskState::Alive { .. } = task.state {
+                let handle = task.spec.id.result(0);
+                let cause = format!("node {} is lost: {why}", node.hostname);
+                let failure = self.death_of(handle, &cause);
+                self.actor_died(task_ix, failure, Retry::Infrastructure);
+                continue;
+            }
+            let was_leased = matches!(task.state, TaskState::Leased { .. } | TaskState::HandedOut { .. });
+            let is_call = task.spec.called_actor().is_some();
             let (cancelled, may_retry) = (task.cancelled, task.may_retry());
             let id = task.spec.id;
             let message = format!(
@@ -130,7 +140,8 @@ impl Head {
                 }
                 self.enqueue(task_ix, true);
             } else {
-                let failure = failure(FailureKind::NodeLost, message, Some(id));
+                let kind = if is_call { FailureKind::ActorDied } else { FailureKind::NodeLost };
+                let failure = failure(kind, message, Some(id));
                 self.finish(task_ix, Outcome::Failed(failure), None, Some(node.hostname.clone()), 0);
             }
         }

@@ -12,7 +12,10 @@ impl Head {
         let Some(ix) = self.tasks.current(id, attempt, node) else { return };
         let Some(task) = self.tasks.get_mut(ix) else { return };
         let (cpu, shape) = (task.spec.template.resources.cpu, task.shape);
-        let TaskState::Leased { blocked, .. } = &mut task.state else { return };
+        let TaskState::Leased { blocked, .. } = &mut task.state else {
+            // A call lends nothing; what it waits for is promoted all the same.
+            return self.promote(on);
+        };
         if !*blocked {
             *blocked = true;
             let mut was_over = false;
@@ -80,7 +83,11 @@ impl Head {
         let Some(task) = self.tasks.get_mut(ix) else { return };
         let (shape_ix, stamp) = (task.shape, task.stamp);
         match task.state {
-            TaskState::Waiting { .. } | TaskState::Leased { .. } => {}
+            TaskState::Waiting { .. }
+            | TaskState::Leased { .. }
+            | TaskState::AtActor
+            | TaskState::HandedOut { .. }
+            | TaskState::Alive { .. } => {}
             TaskState::Queued { .. } => {
                 task.state = TaskState::Waiting { missing: 0 };
                 self.leave_queue(shape_ix, false);

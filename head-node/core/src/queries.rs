@@ -20,8 +20,10 @@ impl Head {
             }
             Query::Tasks { limit } => Ok(QueryReply::Tasks(self.task_views(*limit as usize))),
             Query::Objects { limit } => Ok(QueryReply::Objects(self.object_views(*limit as usize))),
-            Query::Actors { .. } => Ok(QueryReply::Actors(Vec::new())),
-            Query::NamedActor { .. } => Ok(QueryReply::NamedActor(None)),
+            Query::Actors { limit } => Ok(QueryReply::Actors(self.actor_views(*limit as usize))),
+            Query::NamedActor { namespace, name } => {
+                Ok(QueryReply::NamedActor(self.named_actor(namespace, name)))
+            }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
         }
     }
@@ -224,7 +226,15 @@ impl Head {
                     self.nodes.name(*node)
                 )
             }
-            TaskState::Leased { node, since, .. } => format!(
+            TaskState::AtActor => {
+                "it waits until its actor is there and has ended the calls before it".to_owned()
+            }
+            TaskState::Alive { node, since, .. } => format!(
+                "the actor it made lives on node {} since {:.1} s",
+                self.nodes.name(*node),
+                self.now.since(*since).0 as f64 / 1e6
+            ),
+            TaskState::Leased { node, since, .. } | TaskState::HandedOut { node, since } => format!(
                 "it was given to node {} {:.1} s ago and has not ended",
                 self.nodes.name(*node),
                 self.now.since(*since).0 as f64 / 1e6
@@ -296,7 +306,9 @@ fn state_name(task: &Task) -> &'static str {
         TaskState::Waiting { .. } => "waiting",
         TaskState::Queued { .. } => "queued",
         TaskState::Prefetched { .. } => "prefetched",
-        TaskState::Leased { .. } => "running",
+        TaskState::Leased { .. } | TaskState::HandedOut { .. } => "running",
+        TaskState::AtActor => "queued",
+        TaskState::Alive { .. } => "alive",
     }
 }
 

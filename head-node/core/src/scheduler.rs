@@ -371,7 +371,7 @@ impl Head {
         self.send(node, HeadToNode::Assign { spec, attempt, lease, located });
     }
 
-    fn tell_of_job(&mut self, node: NodeIx, spec: &TaskSpec) {
+    pub(crate) fn tell_of_job(&mut self, node: NodeIx, spec: &TaskSpec) {
         let Some(state) = self.nodes.get_mut(node) else { return };
         if state.jobs.contains(&spec.job) {
             return;

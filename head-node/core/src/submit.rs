@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::task::Strategy;
-use cluster_types::{FailureKind, HeadToNode, TaskSpec};
+use cluster_types::{FailureKind, HeadToNode, Set, TaskKind, TaskSpec};
 
-use crate::head::{Head, failure};
+use crate::head::{Head, Job, failure};
 use crate::ledger::check_amounts;
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
@@ -25,11 +25,17 @@ impl Head {
         if self.tasks.ended(spec.id) {
             return;
         }
+        self.make_detached_job(node, &spec);
         if let Err(reason) = self.check_spec(node, &spec) {
             self.reject(node, &spec, &reason);
             return;
         }
         let id = spec.id;
+        if let Some(parent) = spec.parent
+            && self.tasks.find(parent).is_some()
+        {
+            self.children.entry(parent).or_default().push(id);
+        }
         if let Some(job) = self.jobs.get_mut(&spec.job) {
             job.submitters.insert(id.client);
         }
@@ -57,9 +63,10 @@ impl Head {
             let object = self.ensure_object(held);
             if let Some(object) = self.objects.get_mut(object) {
                 object.tasks += 1;
-                object.function |= held == spec.template.function;
+                object.function |= held == spec.template.function && spec.called_actor().is_none();
             }
         }
+        self.enter_actor(&spec, task_ix);
         let mut missing = 0;
         for needed in spec.needed() {
             let Some(object) = self.objects.by_id_mut(needed) else { continue };
@@ -78,6 +85,9 @@ impl Head {
         if missing > 0 {
             if let Some(task) = self.tasks.get_mut(task_ix) {
                 task.state = TaskState::Waiting { missing };
+            }
+            if let Some(actor) = spec.called_actor() {
+                self.enter_call(actor, task_ix, false);
             }
         } else {
             self.enqueue(task_ix, false);
@@ -111,7 +121,8 @@ impl Head {
         let Some(client) = self.clients.get(&spec.id.client).filter(|client| client.node == node) else {
             return Err("the process that submitted it is not attached to the cluster".to_owned());
         };
-        if client.job != spec.job {
+        let detached = matches!(&spec.template.kind, TaskKind::Actor(traits) if traits.detached);
+        if client.job != spec.job && !detached {
             return Err(format!(
                 "it names job {}, but its submitter belongs to job {}",
                 spec.job, client.job
@@ -128,7 +139,22 @@ impl Head {
             ));
         }
         check_amounts(&template.resources)?;
+        self.check_actor(spec)?;
         template.resources.check_request().map_err(|problem| format!("its request for GPUs {problem}"))
+    }
+
+    /// A detached actor is a job of its own (rule A6), with what executors knew of its maker's.
+    fn make_detached_job(&mut self, node: NodeIx, spec: &TaskSpec) {
+        let TaskKind::Actor(traits) = &spec.template.kind else { return };
+        let Some(client) = self.clients.get(&spec.id.client).filter(|client| client.node == node) else {
+            return;
+        };
+        if !traits.detached || self.jobs.contains_key(&spec.job) {
+            return;
+        }
+        let Some(info) = self.jobs.get(&client.job).map(|job| job.info.clone()) else { return };
+        let job = Job { driver: spec.id.client, info, submitters: Set::default(), noticed: Set::default() };
+        self.jobs.insert(spec.job, job);
     }
 
     /// The task cannot even be entered; its submitter learns why, and so does whoever asks for its results.
@@ -165,16 +191,27 @@ impl Head {
         if let TaskState::Waiting { missing } = &mut task.state {
             *missing = missing.saturating_sub(1);
             if *missing == 0 {
-                self.enqueue(ix, false);
+                let spec = task.spec.clone();
+                match spec.called_actor() {
+                    Some(actor) => {
+                        task.state = TaskState::AtActor;
+                        self.call_ready(actor, spec.id);
+                    }
+                    None => self.enqueue(ix, false),
+                }
             }
         }
     }
 
     /// Puts a task, all of whose arguments exist (DEP-1), into its shape's queue.
     pub(crate) fn enqueue(&mut self, ix: TaskIx, front: bool) {
-        let ticket = self.shapes.ticket();
         let now = self.now;
         let Some(task) = self.tasks.get_mut(ix) else { return };
+        if let Some(actor) = task.spec.called_actor() {
+            task.state = TaskState::AtActor;
+            return self.enter_call(actor, ix, true);
+        }
+        let ticket = self.shapes.ticket();
         let (shape_ix, stamp, promoted) = (task.shape, task.stamp, task.promoted);
         task.state = TaskState::Queued { ticket };
         let Some(shape) = self.shapes.get_mut(shape_ix) else { return };

@@ -22,6 +22,12 @@ pub(crate) enum TaskState {
     Prefetched { node: NodeIx, since: Time, called_back: bool },
     /// It may run, and runs as soon as its arguments are there. `blocked`: it waits in `get` (rule S4).
     Leased { node: NodeIx, since: Time, lease: Lease, blocked: bool },
+    /// A call whose arguments exist, in its actor's queue.
+    AtActor,
+    /// A call that its actor's node has.
+    HandedOut { node: NodeIx, since: Time },
+    /// It made an actor, which lives in its lease.
+    Alive { node: NodeIx, since: Time, lease: Lease },
 }
 
 /// One live task.
@@ -49,7 +55,10 @@ impl Task {
     /// The node that has its current attempt.
     pub fn node(&self) -> Option<NodeIx> {
         match self.state {
-            TaskState::Prefetched { node, .. } | TaskState::Leased { node, .. } => Some(node),
+            TaskState::Prefetched { node, .. }
+            | TaskState::Leased { node, .. }
+            | TaskState::HandedOut { node, .. }
+            | TaskState::Alive { node, .. } => Some(node),
             _ => None,
         }
     }

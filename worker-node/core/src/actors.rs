@@ -213,7 +213,7 @@ impl Node {
             return self.cancel(task, attempt, &reason, true, effects);
         };
         let executor = actor.executor;
-        actor.ending = Some(reason);
+        actor.ending.get_or_insert(reason);
         if force {
             effects.push(Effect::EndExecutor { executor, force: true });
         } else {

@@ -1,0 +1,205 @@
+//! Calls that wait for their actor, and in which order it is given them.
+//!
+//! ORDER-1: an actor that takes calls in order is given those of one caller by rising number. A call whose arguments do
+//! not exist yet holds up those of its caller behind it, and nobody else's.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use cluster_types::{ClientId, HeadToNode, Lease, ObjectId, Outcome, TaskId};
+
+use crate::head::Head;
+use crate::objects::ObjectValue;
+use crate::slab::TaskIx;
+use crate::tasks::TaskState;
+
+/// Calls that a node has and has not answered, for each actor.
+const WINDOW: usize = 256;
+
+/// The calls of one actor.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    in_order: bool,
+    /// All that were not handed out, by caller and number; whether their arguments exist, and whether they are in
+    /// `next`.
+    queue: BTreeMap<(ClientId, u64), Queued>,
+    /// Those that may be handed out, in the order in which they became so.
+    next: VecDeque<(ClientId, u64)>,
+    pub handed_out: usize,
+}
+
+#[derive(Debug)]
+struct Queued {
+    task: TaskIx,
+    ready: bool,
+    offered: bool,
+}
+
+fn key(id: TaskId) -> (ClientId, u64) {
+    (id.client, id.seq)
+}
+
+impl Calls {
+    pub fn new(in_order: bool) -> Self {
+        Self { in_order, queue: BTreeMap::new(), next: VecDeque::new(), handed_out: 0 }
+    }
+
+    /// Not handed out.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn enter(&mut self, id: TaskId, task: TaskIx, ready: bool) {
+        self.queue.insert(key(id), Queued { task, ready, offered: false });
+        // One that comes back goes before what its caller was offered after it.
+        let behind = self.in_order
+            && self.queue.range(key(id)..=(id.client, u64::MAX)).any(|(_, queued)| queued.offered);
+        if behind {
+            self.restarts();
+        }
+        self.advance(id.client);
+    }
+
+    /// What was offered is offered anew, in order.
+    pub fn restarts(&mut self) {
+        for at in std::mem::take(&mut self.next) {
+            if let Some(queued) = self.queue.get_mut(&at) {
+                queued.offered = false;
+            }
+        }
+        let mut callers: Vec<ClientId> = self.queue.keys().map(|(client, _)| *client).collect();
+        callers.dedup();
+        for caller in callers {
+            self.advance(caller);
+        }
+    }
+
+    fn ready(&mut self, id: TaskId) {
+        if let Some(queued) = self.queue.get_mut(&key(id)) {
+            queued.ready = true;
+        }
+        self.advance(id.client);
+    }
+
+    /// Offers what may go of one caller's calls.
+    fn advance(&mut self, caller: ClientId) {
+        for (at, queued) in self.queue.range_mut((caller, 0)..=(caller, u64::MAX)) {
+            if queued.ready && !queued.offered {
+                queued.offered = true;
+                self.next.push_back(*at);
+            } else if !queued.ready && self.in_order {
+                break;
+            }
+        }
+    }
+
+    fn leave(&mut self, id: TaskId) {
+        if self.queue.remove(&key(id)).is_some_and(|queued| queued.offered) {
+            self.next.retain(|at| *at != key(id));
+        }
+        self.advance(id.client);
+    }
+
+    fn take_next(&mut self) -> Option<TaskIx> {
+        let at = self.next.pop_front()?;
+        self.queue.remove(&at).map(|queued| queued.task)
+    }
+
+    /// Everything that was not handed out.
+    pub fn take_all(&mut self) -> Vec<TaskIx> {
+        self.next.clear();
+        std::mem::take(&mut self.queue).into_values().map(|queued| queued.task).collect()
+    }
+
+    pub fn audit(&self) -> Result<(), String> {
+        let offered = self.queue.values().filter(|queued| queued.offered).count();
+        if offered != self.next.len() {
+            return Err(format!("{offered} calls are offered, {} listed", self.next.len()));
+        }
+        let mut held_up: Option<ClientId> = None;
+        for ((caller, seq), queued) in &self.queue {
+            if self.in_order && held_up == Some(*caller) && queued.offered {
+                return Err(format!("call {seq} of {caller} is offered before one in front of it"));
+            }
+            if !queued.offered {
+                held_up = Some(*caller);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Head {
+    /// A call was submitted; the actor may be dead, or unknown.
+    pub(crate) fn enter_call(&mut self, handle: ObjectId, ix: TaskIx, ready: bool) {
+        let Some(task) = self.tasks.get(ix) else { return };
+        let (id, stamp) = (task.spec.id, task.stamp);
+        match self.actors.get_mut(handle) {
+            Some(actor) if actor.death.is_none() => {
+                actor.calls.enter(id, ix, ready);
+                self.feed_actor(handle);
+            }
+            Some(actor) => {
+                let failure = actor.death.clone();
+                self.failing.extend(failure.map(|failure| (ix, stamp, failure)));
+            }
+            None => {
+                let failure = match self.objects.by_id(handle).map(|object| &object.value) {
+                    Some(ObjectValue::Failed(cause)) => self.death_of(handle, &cause.message),
+                    _ => self.death_of(handle, "it is not known here: it ended, or was never made"),
+                };
+                self.failing.push((ix, stamp, failure));
+            }
+        }
+    }
+
+    /// The call's arguments exist.
+    pub(crate) fn call_ready(&mut self, handle: ObjectId, id: TaskId) {
+        if let Some(actor) = self.actors.get_mut(handle) {
+            actor.calls.ready(id);
+            self.feed_actor(handle);
+        }
+    }
+
+    /// The call, not handed out, ends.
+    pub(crate) fn call_leaves(&mut self, handle: ObjectId, id: TaskId) {
+        if let Some(actor) = self.actors.get_mut(handle) {
+            actor.calls.leave(id);
+            self.feed_actor(handle);
+        }
+    }
+
+    /// Hands out what may go, if the actor lives.
+    pub(crate) fn feed_actor(&mut self, handle: ObjectId) {
+        let Some((node, _)) = self.home_of(handle) else { return };
+        loop {
+            let Some(actor) = self.actors.get_mut(handle) else { return };
+            if actor.calls.handed_out >= WINDOW {
+                return;
+            }
+            let Some(ix) = actor.calls.take_next() else { return };
+            let Some(task) = self.tasks.get(ix) else { continue };
+            let spec = task.spec.clone();
+            let located = match self.located_for(&spec, node) {
+                Ok(located) => located,
+                // DEP-1: an argument was lost while the call waited.
+                Err(failure) => {
+                    self.finish(ix, Outcome::Failed(failure), None, None, 0);
+                    continue;
+                }
+            };
+            self.tell_of_job(node, &spec);
+            let now = self.now;
+            let Some(task) = self.tasks.get_mut(ix) else { continue };
+            task.attempt += 1;
+            task.state = TaskState::HandedOut { node, since: now };
+            if let Some(state) = self.nodes.get_mut(node) {
+                state.attempts.insert(ix);
+            }
+            if let Some(actor) = self.actors.get_mut(handle) {
+                actor.calls.handed_out += 1;
+            }
+            let Some(attempt) = self.tasks.get(ix).map(|task| self.tasks.attempt_of(task)) else { continue };
+            self.send(node, HeadToNode::Assign { spec, attempt, lease: Some(Lease::default()), located });
+        }
+    }
+}
