@@ -62,7 +62,9 @@ impl Scene {
             }
             at += 1;
         }
-        self.node.check_invariants().unwrap();
+        if let Err(broken) = self.node.check_invariants() {
+            panic!("{broken}");
+        }
         let told = effects.iter().filter_map(|effect| match effect {
             Effect::ToHead(message @ (NodeToHead::Done { .. } | NodeToHead::Returned(_))) => {
                 Some(message.clone())
