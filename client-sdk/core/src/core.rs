@@ -88,7 +88,8 @@ impl ClientCore {
 
     // ---- making objects ----
 
-    /// Submits a task, in the name of the task whose code does it; each result has one handle. Everything the task names has a handle here at this moment.
+    /// Submits a task, in the name of the task whose code does it; each result has one handle. Everything the task
+    /// names has a handle here at this moment.
     pub fn submit(
         &mut self,
         template: &Arc<TaskTemplate>,
@@ -97,8 +98,21 @@ impl ClientCore {
         borrowed: Refs,
         parent: Option<TaskId>,
     ) -> (TaskId, Refs) {
+        self.submit_for(self.job, template, payload, deps, borrowed, parent)
+    }
+
+    /// As [`ClientCore::submit`], for a job that need not be this client's: a detached actor is a job of its own
+    /// (rule A6).
+    pub fn submit_for(
+        &mut self,
+        job: JobId,
+        template: &Arc<TaskTemplate>,
+        payload: Payload,
+        deps: Refs,
+        borrowed: Refs,
+        parent: Option<TaskId>,
+    ) -> (TaskId, Refs) {
         let id = TaskId { client: self.client, seq: self.take_seq() };
-        let job = self.job;
         let spec = TaskSpec { id, job, template: template.clone(), payload, parent, deps, borrowed };
         self.share_all(spec.held());
         self.out.push(ClientToNode::Submit(spec));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cluster_proto::limits::MAX_FRAME;
 use cluster_store::alloc::Allocator;
 use cluster_store::layout::{Kind, Layout};
-use cluster_types::client_node::{LogLine, PutValue, Welcome};
+use cluster_types::client_node::{Cancellation, LogLine, PutValue, Welcome};
 use cluster_types::ids::MAX_RETURNS;
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
@@ -60,6 +60,20 @@ pub struct Call {
     pub deps: Refs,
     /// Refs nested inside the arguments.
     pub borrowed: Refs,
+    /// The running task whose code does this, by its tag. Only needed where several run at once.
+    pub within: Option<u64>,
+    /// The job it belongs to, where that is not the client's: a detached actor is one of its own (rule A6).
+    pub job: Option<JobId>,
+}
+
+/// Something for an executor to do.
+#[derive(Debug)]
+pub enum Work {
+    /// A task, claimed.
+    Run(Task),
+    /// Stop the call under this tag; it runs, or was handed out, at once with others. One that runs alone is
+    /// interrupted by a signal (rule E3) and not told here.
+    Cancel(u64),
 }
 
 /// A task for this executor, claimed: nobody else will run this attempt.
@@ -201,7 +215,7 @@ impl Client {
             inner = shared.lock();
         }
         inner.usable()?;
-        let Call { template, payload, deps, borrowed } = call;
+        let Call { template, payload, deps, borrowed, within, job } = call;
         let small = payload.len() <= INLINE_MAX;
         let quiet = inner.core.unfinished() == 0 && inner.core.outbox().is_empty();
         let mut stored = None;
@@ -209,8 +223,9 @@ impl Client {
             PutValue::Inline(bytes) if small => Payload::Inline(bytes),
             value => Payload::Stored(*stored.insert(inner.core.put(value, Refs::new(), false))),
         };
-        let parent = inner.current.map(|current| current.task);
-        let (_, results) = inner.core.submit(&template, payload, deps, borrowed, parent);
+        let parent = inner.running(within).map(|current| current.task);
+        let job = job.unwrap_or(shared.welcome.job);
+        let (_, results) = inner.core.submit_for(job, &template, payload, deps, borrowed, parent);
         if let Some(payload) = stored {
             // From here on the task holds it.
             inner.core.drop_handle(payload);
@@ -224,6 +239,34 @@ impl Client {
     pub fn is_far_ahead(&self) -> bool {
         let shared = self.shared();
         !shared.is_forked() && shared.backlog(&shared.lock()) > BACKLOG_MAX
+    }
+
+    /// Asks that the task which makes an object be cancelled. Never waits.
+    ///
+    /// # Errors
+    /// If the connection is of no use.
+    pub fn cancel(&self, what: Cancellation) -> Result<(), ClientError> {
+        self.ask(ClientToNode::Cancel(what))
+    }
+
+    /// Asks that an actor end. Never waits.
+    ///
+    /// # Errors
+    /// If the connection is of no use.
+    pub fn kill(&self, actor: ObjectId, restart: bool) -> Result<(), ClientError> {
+        self.ask(ClientToNode::Kill { actor, restart })
+    }
+
+    /// Says something at once.
+    fn ask(&self, message: ClientToNode) -> Result<(), ClientError> {
+        let shared = self.shared();
+        shared.check_generation()?;
+        let mut inner = shared.lock();
+        inner.usable()?;
+        inner.core.push(message);
+        drop(inner);
+        shared.flush();
+        Ok(())
     }
 
     // ---- handles ----
@@ -291,6 +334,20 @@ impl Client {
         deadline: Option<Instant>,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Got>, ClientError> {
+        self.get_within(None, objects, deadline, interrupt)
+    }
+
+    /// As [`Client::get`], by the code of the task that runs under this tag.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`ClientError::Cancelled`] when that task is to stop.
+    pub fn get_within(
+        &self,
+        within: Option<u64>,
+        objects: &[ObjectId],
+        deadline: Option<Instant>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<Got>, ClientError> {
         let shared = self.shared();
         shared.check_generation()?;
         let mut got = Vec::with_capacity(objects.len());
@@ -300,7 +357,7 @@ impl Client {
             let left = objects[next.get()..].iter().copied();
             left.filter(|&object| !inner.core.is_here(object)).collect()
         };
-        let manner = Manner { may_spin: true, blocks_on: Some(&missing), ..Manner::until(deadline) };
+        let manner = Manner { may_spin: true, blocks_on: Some(&missing), within, ..Manner::until(deadline) };
         shared.wait_until(manner, interrupt, |inner| {
             while let Some(&object) = objects.get(next.get()) {
                 if let Some(value) = shared.read_value(inner, object) {
@@ -334,6 +391,22 @@ impl Client {
         fetch: bool,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<usize>, ClientError> {
+        self.wait_within(None, objects, num_ready, deadline, fetch, interrupt)
+    }
+
+    /// As [`Client::wait`], by the code of the task that runs under this tag.
+    ///
+    /// # Errors
+    /// As [`Client::wait`], and [`ClientError::Cancelled`] when that task is to stop.
+    pub fn wait_within(
+        &self,
+        within: Option<u64>,
+        objects: &[ObjectId],
+        num_ready: usize,
+        deadline: Option<Instant>,
+        fetch: bool,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<usize>, ClientError> {
         let shared = self.shared();
         shared.check_generation()?;
         let enough = num_ready.min(objects.len());
@@ -342,7 +415,7 @@ impl Client {
         let mut pending: Option<Vec<usize>> = None;
         let mut look_at = 0;
         let missing = |_: &Inner| objects.to_vec();
-        let manner = Manner { blocks_on: Some(&missing), ..Manner::until(deadline) };
+        let manner = Manner { blocks_on: Some(&missing), within, ..Manner::until(deadline) };
         let waited = shared.wait_until(manner, interrupt, |inner| {
             if let Some(pending) = &mut pending {
                 // Each of those still needed makes progress when it becomes ready, so before that no look can help.

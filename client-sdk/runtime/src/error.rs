@@ -52,6 +52,9 @@ pub enum ClientError {
     /// The interrupt check asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// The task whose code waited is to stop.
+    #[error("the running task was cancelled")]
+    Cancelled,
     /// No handle on this object is known here.
     #[error("object {0} is not known to this process: it has no handle on it")]
     NoHandle(ObjectId),

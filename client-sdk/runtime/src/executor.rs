@@ -4,38 +4,66 @@ use cluster_store::slots::Tag;
 use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue};
 use cluster_types::{ClientToNode, Refs};
 
-use crate::shared::Current;
+use crate::shared::{Current, Inner};
 use crate::waiting::{For, Manner, Step};
-use crate::{Client, ClientError, Interrupt, Parcel, Task};
+use crate::{Client, ClientError, Interrupt, Parcel, Task, Work};
 
 /// While more tasks are at hand, completions are gathered up to this many.
 const COMPLETIONS: usize = 16;
 
+enum Next {
+    Run(u16, Task),
+    Cancel(u64),
+}
+
+impl Inner {
+    fn begin(&mut self, slot: u16, task: &Task) {
+        let (tag, task, thread) = (task.tag, task.spec.id, std::thread::current().id());
+        self.running.insert(tag, Current { tag, slot, task, thread });
+    }
+}
+
 impl Client {
-    /// The next task to run, claimed; `None` when no more will come: end the process. Call it from the thread that
-    /// runs the tasks; a `get` or `wait` of that thread lends the task's CPU to others while it blocks.
+    /// The next thing to do; `None` when no more will come: end the process. Call it from the thread that runs tasks
+    /// one at a time; a `get` or `wait` of that thread lends the task's CPU to others while it blocks. Calls of an
+    /// actor that takes several at once may be given to other threads; their code names its task by its tag.
     ///
     /// # Errors
     /// [`ClientError::Interrupted`] and [`ClientError::Forked`].
-    pub fn next_task(&self, interrupt: Interrupt<'_>) -> Result<Option<Task>, ClientError> {
+    pub fn next_work(&self, interrupt: Interrupt<'_>) -> Result<Option<Work>, ClientError> {
         let shared = self.shared();
         loop {
             let next = shared.wait_until(Manner::until(None), &mut *interrupt, |inner| {
+                if let Some(tag) = inner.to_cancel.pop_front() {
+                    return Ok(Step::Done(Some(Next::Cancel(tag))));
+                }
                 Ok(match inner.runs.pop_front() {
-                    Some(run) => Step::Done(Some(run)),
+                    Some((slot, task)) => {
+                        if slot == NO_SLOT {
+                            inner.begin(slot, &task);
+                            // Cancelled on its way: it is told after the task.
+                            if inner.cancels.contains_key(&task.tag) {
+                                inner.to_cancel.push_back(task.tag);
+                            }
+                        }
+                        Step::Done(Some(Next::Run(slot, task)))
+                    }
                     None if inner.exit => Step::Done(None),
                     None => Step::Wait(For::Run),
                 })
             });
             let (slot, task) = match next {
-                Ok(Some(run)) => run,
+                Ok(Some(Next::Run(slot, task))) => (slot, task),
+                Ok(Some(Next::Cancel(tag))) => return Ok(Some(Work::Cancel(tag))),
                 // The daemon's end is the executor's.
                 Ok(None) | Err(ClientError::ConnectionLost(_) | ClientError::Closed) => return Ok(None),
                 Err(error) => return Err(error),
             };
+            if slot == NO_SLOT {
+                return Ok(Some(Work::Run(task)));
+            }
             // Rule S3: whoever swaps first has it. One that was revoked is dropped here, and its values with it.
             let claimed = match (&shared.page, Tag::new(task.tag)) {
-                _ if slot == NO_SLOT => true,
                 (Some(page), Some(tag)) => page.claim(slot.into(), tag),
                 (Some(_), None) => false,
                 (None, _) => true,
@@ -47,14 +75,15 @@ impl Client {
                 .helper
                 .start(shared)
                 .map_err(|error| ClientError::System(format!("no thread can be started: {error}")))?;
-            shared.lock().current = Some(Current {
-                tag: task.tag,
-                slot,
-                task: task.spec.id,
-                thread: std::thread::current().id(),
-            });
-            return Ok(Some(task));
+            shared.lock().begin(slot, &task);
+            return Ok(Some(Work::Run(task)));
         }
+    }
+
+    /// Whether there is something to do without waiting for it.
+    pub fn has_work(&self) -> bool {
+        let inner = self.shared().lock();
+        !inner.runs.is_empty() || !inner.to_cancel.is_empty()
     }
 
     /// User code of the task begins: from here on it can be cancelled.
@@ -96,8 +125,8 @@ impl Client {
         shared.check_generation()?;
         let mut inner = shared.lock();
         inner.usable()?;
-        let Some(current) = inner.current.take_if(|current| current.tag == tag) else {
-            return Err(ClientError::Misuse(format!("execution {tag} is not the one that runs here")));
+        let Some(current) = inner.running.remove(&tag) else {
+            return Err(ClientError::Misuse(format!("execution {tag} is none that runs here")));
         };
         let result = result.map(|values| {
             let results = (0..).zip(values).map(|(index, (parcel, contains))| {
@@ -113,9 +142,7 @@ impl Client {
         // Refs that user code kept are held from before the task ends: its own holds end with it.
         inner.core.end_task_cover();
         inner.cancels.remove(&tag);
-        if let (Some(page), Some(tag)) = (&shared.page, Tag::new(tag))
-            && current.slot != NO_SLOT
-        {
+        if let (Some(page), Some(tag), false) = (&shared.page, Tag::new(tag), current.slot == NO_SLOT) {
             page.done(current.slot.into(), tag);
         }
         inner.core.push(ClientToNode::Completed(Completion { tag, result, micros }));

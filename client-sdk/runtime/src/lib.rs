@@ -8,7 +8,7 @@
 //! | put it, pass it as arguments, return it | [`Client::put`], [`Client::submit`], [`Client::complete`] |
 //! | count handles | [`Client::add_handle`], [`Client::drop_handle`] and their plural forms |
 //! | read and wait | [`Client::try_get`], [`Client::get`], [`Client::wait`], [`Client::completion_queue`] |
-//! | execute | [`Client::next_task`], [`Client::enter_user_code`], [`Client::complete`] |
+//! | execute | [`Client::next_work`], [`Client::enter_user_code`], [`Client::complete`] |
 //!
 //! A [`Client`] is a cheap clone, usable from all threads. No call holds a lock while it runs the caller's interrupt
 //! check, and none calls back into the caller otherwise, so callers may hold a lock of their own (the GIL) around any
@@ -28,7 +28,7 @@ mod spin;
 mod value;
 mod waiting;
 
-pub use client::{Call, Client, Notice, Task};
+pub use client::{Call, Client, Notice, Task, Work};
 pub use client_core::HandleSource;
 pub use cluster_store::layout::{Kind, View};
 pub use completion::CompletionQueue;

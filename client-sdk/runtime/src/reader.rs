@@ -10,7 +10,7 @@ use std::time::Instant;
 use cluster_proto::Codec;
 use cluster_proto::frame::FrameReader;
 use cluster_store::segment::{ReadMapping, WriteMapping, recv_with_fds};
-use cluster_types::client_node::RunTask;
+use cluster_types::client_node::{NO_SLOT, RunTask};
 use cluster_types::{ClientToNode, NodeToClient, SegmentId, Value};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -198,6 +198,10 @@ impl Shared {
                 // Told too late, it stays; tags are few and never used twice.
                 if inner.cancels.len() < 10_000 {
                     inner.cancels.insert(tag, reason);
+                }
+                if inner.running.get(&tag).is_some_and(|current| current.slot == NO_SLOT) {
+                    inner.to_cancel.push_back(tag);
+                    inner.wake_all();
                 }
             }
             NodeToClient::Exit => inner.exit = true,

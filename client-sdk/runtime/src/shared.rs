@@ -13,7 +13,7 @@ use client_core::{ClientCore, Reading};
 use cluster_proto::Codec;
 use cluster_store::segment::{Arena, ReadBuf, ReadMapping};
 use cluster_store::slots::ExecutorPage;
-use cluster_types::client_node::Welcome;
+use cluster_types::client_node::{NO_SLOT, Welcome};
 use cluster_types::query::QueryReply;
 use cluster_types::{ClientId, Failure, FailureKind, Map, ObjectId, SegmentId};
 use parking_lot::{Mutex, MutexGuard};
@@ -102,15 +102,19 @@ pub(crate) struct Inner {
     /// Tasks sent ahead, with their slots; not claimed.
     pub(crate) runs: VecDeque<(u16, Task)>,
     pub(crate) exit: bool,
-    pub(crate) current: Option<Current>,
+    /// What runs, by its tag: one task, or some calls of an actor that takes several at once.
+    pub(crate) running: Map<u64, Current>,
+    /// Who wants a task to stop and why, by its tag.
     pub(crate) cancels: Map<u64, String>,
+    /// Tags to cancel that [`crate::Work::Cancel`] was not made of yet: of calls that run at once with others.
+    pub(crate) to_cancel: VecDeque<u64>,
     /// Completions in the outbox.
     pub(crate) gathered: usize,
     pub(crate) lost: Option<ClientError>,
     pub(crate) duty: Duty,
 }
 
-/// The task an executor runs.
+/// A task that an executor runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Current {
     pub(crate) tag: u64,
@@ -147,8 +151,9 @@ impl Inner {
             hooks: Map::default(),
             runs: VecDeque::new(),
             exit: false,
-            current: None,
+            running: Map::default(),
             cancels: Map::default(),
+            to_cancel: VecDeque::new(),
             gathered: 0,
             lost: None,
             duty: Duty::default(),
@@ -160,6 +165,24 @@ impl Inner {
             Some(error) => Err(error.clone()),
             None => Ok(()),
         }
+    }
+
+    /// The task whose code does something: the one told, or the only one that runs.
+    pub(crate) fn running(&self, within: Option<u64>) -> Option<Current> {
+        match within {
+            Some(tag) => self.running.get(&tag).copied(),
+            None if self.running.len() == 1 => self.running.values().next().copied(),
+            None => None,
+        }
+    }
+
+    /// Whether a task that runs at once with others is to stop: its waits end then. Others are interrupted by signals.
+    pub(crate) fn is_cancelled(&self, within: Option<u64>) -> bool {
+        !self.cancels.is_empty()
+            && within.is_some_and(|tag| {
+                self.cancels.contains_key(&tag)
+                    && self.running.get(&tag).is_some_and(|current| current.slot == NO_SLOT)
+            })
     }
 
     pub(crate) fn notice(&mut self, notice: Notice) {

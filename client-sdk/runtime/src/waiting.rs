@@ -62,11 +62,13 @@ pub(crate) struct Manner<'a> {
     pub(crate) may_spin: bool,
     /// For waits that lend the running task's CPU to others (rule S4): what is waited for.
     pub(crate) blocks_on: Option<&'a BlocksOn<'a>>,
+    /// The task whose code waits, where several run.
+    pub(crate) within: Option<u64>,
 }
 
 impl Manner<'_> {
     pub(crate) fn until(deadline: Option<Instant>) -> Self {
-        Self { deadline, can_read: true, may_spin: false, blocks_on: None }
+        Self { deadline, can_read: true, may_spin: false, blocks_on: None, within: None }
     }
 }
 
@@ -86,7 +88,7 @@ impl Inner {
                 For::Progress(at_least) => self.core.progress() >= at_least,
                 For::Memory(seen) => self.memory_news > seen,
                 For::Reply(number) => !matches!(self.replies.get(&number), Some(None)),
-                For::Run => !self.runs.is_empty() || self.exit,
+                For::Run => !self.runs.is_empty() || !self.to_cancel.is_empty() || self.exit,
                 For::Notice => !self.notices.is_empty(),
                 For::Room => backlog < BACKLOG_MAX,
             }
@@ -101,6 +103,13 @@ impl Inner {
         self.waiters.iter().filter(met).map(|waiter| waiter.fd.clone()).collect()
     }
 
+    /// All look again: something concerns some of them, beside what they wait for.
+    pub(crate) fn wake_all(&self) {
+        for waiter in &self.waiters {
+            signal(&waiter.fd);
+        }
+    }
+
     /// The reader has left: another that waits takes over. False if there is none.
     pub(crate) fn hand_reading_on(&self) -> bool {
         let heir = self.waiters.iter().find(|waiter| waiter.can_read);
@@ -113,9 +122,7 @@ impl Inner {
             return;
         }
         self.lost = Some(error);
-        for waiter in &self.waiters {
-            signal(&waiter.fd);
-        }
+        self.wake_all();
         for (queue, token) in std::mem::take(&mut self.hooks).into_values().flatten() {
             queue.push(token);
         }
@@ -156,6 +163,9 @@ impl Shared {
                 Step::Wait(what) => what,
             };
             inner.usable()?;
+            if inner.is_cancelled(manner.within) {
+                return Err(ClientError::Cancelled);
+            }
             if begun.is_none() {
                 drop(inner);
                 self.check_process()?;
@@ -274,8 +284,11 @@ impl Place<'_> {
         now: Instant,
     ) -> Option<Instant> {
         let blocks_on = manner.blocks_on?;
-        let current = inner.current?;
-        if self.blocked.is_some() || current.thread != std::thread::current().id() {
+        if self.blocked.is_some() {
+            return None;
+        }
+        let current = inner.running(manner.within)?;
+        if manner.within.is_none() && current.thread != std::thread::current().id() {
             return None;
         }
         let on = blocks_on(inner);

@@ -6,9 +6,9 @@ mod fake;
 
 use std::sync::Arc;
 
-use client_runtime::{Client, ClientError, Got, HandleSource, Kind, Parcel, View};
+use client_runtime::{Client, ClientError, Got, HandleSource, Kind, Parcel, View, Work};
 use cluster_store::slots::{DaemonPage, SlotState, Tag};
-use cluster_types::client_node::{Completion, ExecutorFailure, PutValue, RunTask};
+use cluster_types::client_node::{Completion, ExecutorFailure, NO_SLOT, PutValue, RunTask};
 use cluster_types::{
     Attempt, ClientId, ClientKind, ClientToNode, JobId, Location, NodeToClient, ObjectId, Payload, Refs,
     SegmentId, TaskId, TaskSpec, Value,
@@ -16,6 +16,8 @@ use cluster_types::{
 use fake::{Daemon, failure, soon, template};
 
 const OTHER: ClientId = ClientId(5);
+/// Tags from here on are of calls that run at once.
+const CONCURRENT: u64 = 1000;
 
 fn tag(n: u64) -> Tag {
     Tag::new(n).unwrap()
@@ -32,7 +34,7 @@ fn run(n: u64, values: Vec<(ObjectId, Value)>) -> NodeToClient {
         borrowed: Refs::new(),
     };
     let attempt = Attempt { term: 1, n: 1 };
-    let slot = n as u16;
+    let slot = if n < CONCURRENT { n as u16 } else { NO_SLOT };
     NodeToClient::Run(Box::new(RunTask {
         tag: n,
         slot,
@@ -51,7 +53,11 @@ fn start() -> (Daemon, DaemonPage, Client) {
 }
 
 fn next(client: &Client) -> Option<client_runtime::Task> {
-    client.next_task(&mut || Ok(())).unwrap()
+    match client.next_work(&mut || Ok(())).unwrap() {
+        Some(Work::Run(task)) => Some(task),
+        Some(Work::Cancel(tag)) => panic!("nobody was to cancel {tag}"),
+        None => None,
+    }
 }
 
 fn completed(daemon: &Daemon, n: u64) -> Completion {
@@ -221,4 +227,60 @@ fn completions_are_gathered_while_more_tasks_are_at_hand() {
         })
         .collect();
     assert!(tags.into_iter().eq(1..=40));
+}
+
+#[test]
+fn calls_that_run_at_once_end_in_any_order_and_submit_each_in_its_own_name() {
+    let (daemon, page, client) = start();
+    page.offer(1, tag(1));
+    daemon.say(&[run(1, vec![])]);
+    next(&client).unwrap();
+    client.complete(1, Ok(vec![(small(b""), Refs::new())]), 0).unwrap();
+    daemon.say(&[run(1001, vec![]), run(1002, vec![]), run(1003, vec![])]);
+    for n in 1001..=1003 {
+        assert_eq!(next(&client).unwrap().tag, n);
+    }
+    let mut child = fake::call(&template("never"), b"");
+    child.within = Some(1002);
+    let child = client.submit(child, &mut || Ok(())).unwrap()[0];
+    let nobodys = client.submit(fake::call(&template("never"), b""), &mut || Ok(())).unwrap()[0];
+    for n in [1002, 1003, 1001] {
+        client.complete(n, Ok(vec![(small(b""), Refs::new())]), 0).unwrap();
+        completed(&daemon, n);
+    }
+    let parent_of = |object: ObjectId| {
+        daemon.hears(|m| match m {
+            ClientToNode::Submit(spec) if spec.id.result(0) == object => Some(spec.parent),
+            _ => None,
+        })
+    };
+    assert_eq!(parent_of(child), Some(TaskId { client: OTHER, seq: 1002 }));
+    assert_eq!(parent_of(nobodys), None);
+}
+
+#[test]
+fn a_call_that_runs_at_once_with_others_is_told_to_stop_and_so_are_its_waits() {
+    let (daemon, page, client) = start();
+    page.offer(1, tag(1));
+    daemon.say(&[run(1, vec![])]);
+    next(&client).unwrap();
+    client.complete(1, Ok(vec![(small(b""), Refs::new())]), 0).unwrap();
+    daemon.say(&[run(1001, vec![]), run(1002, vec![])]);
+    next(&client).unwrap();
+    next(&client).unwrap();
+    let child = client.submit(fake::call(&template("never"), b""), &mut || Ok(())).unwrap()[0];
+    let cancel = |tag| NodeToClient::Cancel { tag, reason: "by a test".to_owned() };
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| client.get_within(Some(1001), &[child], soon(), &mut || Ok(())));
+        daemon.hears(|m| matches!(m, ClientToNode::Blocked { tag: 1001, .. }).then_some(()));
+        daemon.say(&[cancel(1001)]);
+        let work = client.next_work(&mut || Ok(())).unwrap();
+        assert!(matches!(work, Some(Work::Cancel(1001))), "{work:?}");
+        assert_eq!(waits.join().unwrap().unwrap_err(), ClientError::Cancelled);
+    });
+    assert_eq!(client.cancel_reason(1001).as_deref(), Some("by a test"));
+    // One that had not begun is begun and told at once.
+    daemon.say(&[run(1003, vec![]), cancel(1003)]);
+    assert_eq!(next(&client).unwrap().tag, 1003);
+    assert!(matches!(client.next_work(&mut || Ok(())).unwrap(), Some(Work::Cancel(1003))));
 }

@@ -27,7 +27,7 @@ fn calls_say_so_and_drops_do_nothing() {
     assert_eq!(client.wait(&ids, 1, soon(), true, go).err(), forked);
     assert_eq!(client.query(Query::Status, soon(), go).err(), forked);
     assert_eq!(client.next_notice(Duration::ZERO).err(), forked);
-    assert_eq!(client.next_task(go).err(), forked);
+    assert_eq!(client.next_work(go).err(), forked);
     assert_eq!(client.reserve(Kind::RAW, 100_000, &[], go).err(), forked);
     assert_eq!(client.broken(), forked);
     assert!(client.try_get(ids[0]).is_none() && !client.is_ready(ids[0]));

@@ -107,6 +107,8 @@ pub fn call(template: &Arc<TaskTemplate>, payload: &[u8]) -> Call {
         payload: Parcel::small(Kind::RAW, payload).unwrap(),
         deps: Refs::new(),
         borrowed: Refs::new(),
+        within: None,
+        job: None,
     }
 }
 
