@@ -11,6 +11,7 @@
 """
 
 from . import _native, exceptions
+from ._actor import ActorClass, ActorHandle, ActorMethod, cancel, exit_actor, get_actor, kill, method
 from ._api import (
     available_resources,
     cluster_resources,
@@ -29,17 +30,25 @@ from ._remote import RemoteFunction, remote
 __version__ = _native.VERSION
 
 __all__ = [
+    "ActorClass",
+    "ActorHandle",
+    "ActorMethod",
     "ObjectRef",
     "RemoteFunction",
     "RuntimeContext",
     "__version__",
     "available_resources",
+    "cancel",
     "cluster_resources",
     "exceptions",
+    "exit_actor",
     "get",
+    "get_actor",
     "get_runtime_context",
     "init",
     "is_initialized",
+    "kill",
+    "method",
     "nodes",
     "put",
     "remote",

@@ -6,6 +6,8 @@ import atexit
 import json
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -199,6 +201,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     Arrays come as read-only views of shared memory: copy one to change it.
     """
     client = _state.client or _state.connected()
+    if _state.loop_thread is not None:
+        _warn_in_loop("get", "await ref")
     try:
         return client.get(refs, timeout)
     except GetTimeoutError:
@@ -207,6 +211,17 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         if isinstance(refs, tuple) and refs and all(isinstance(ref, ObjectRef) for ref in refs):
             return get(list(refs), timeout=timeout)
         raise
+
+
+def _warn_in_loop(what: str, instead: str) -> None:
+    """Waiting in an actor's event loop holds up all its calls, and for ever if one of them is waited for."""
+    if threading.get_ident() == _state.loop_thread:
+        warnings.warn(
+            f"{what}() blocks this actor's event loop, and with it all its other calls, until it returns: use "
+            f"`{instead}`",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _timed_out(client: _native.Client, refs: Any, timeout: float | None) -> GetTimeoutError:
@@ -249,6 +264,8 @@ def wait(
         raise TypeError(f"num_returns is {num_returns!r}; it must be a whole number")
     if num_returns <= 0:
         raise ValueError(f"num_returns is {num_returns}; it must be 1 or more")
+    if _state.loop_thread is not None and timeout != 0:
+        _warn_in_loop("wait", "await asyncio.wait([ref, ...])")
     return (_state.client or _state.connected()).wait(refs, num_returns, timeout, fetch_local)
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import _state
+from ._actor import ActorHandle, _handle_from
+
+
+def _of_task(what: str, otherwise: Any) -> Any:
+    task = _state.current_task()
+    return otherwise if task is None else getattr(task, what)
 
 
 class RuntimeContext:
@@ -22,23 +30,43 @@ class RuntimeContext:
 
     def get_task_id(self) -> str | None:
         """The id of the running task; `None` in a driver."""
-        return _state.task.task_id if _state.task is not None else None
+        return _of_task("task_id", None)
 
     def get_task_name(self) -> str | None:
         """The name of the running task; `None` in a driver."""
-        return _state.task.name if _state.task is not None else None
+        return _of_task("name", None)
 
     def get_attempt_number(self) -> int:
         """How often the running task was tried before; 0 in a driver."""
-        return _state.task.attempt - 1 if _state.task is not None else 0
+        return _of_task("attempt", 1) - 1
 
     def get_assigned_resources(self) -> dict[str, float]:
-        """What the running task asked for; empty in a driver."""
-        return _state.task.resources if _state.task is not None else {}
+        """What the running task, or the actor it is a call of, asked for; empty in a driver."""
+        return _state.actor.task.resources if _state.actor is not None else _of_task("resources", {})
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The GPUs that the running task may use."""
-        return {"GPU": [str(index) for index in _state.task.gpus] if _state.task is not None else []}
+        return {"GPU": [str(index) for index in self.gpu_ids]}
+
+    def get_actor_id(self) -> str | None:
+        """The id of the actor that this process is; `None` elsewhere."""
+        return _state.actor.task.actor_id if _state.actor is not None else None
+
+    def get_actor_name(self) -> str | None:
+        """The name that it was given; `None` without one."""
+        return (_state.actor.task.actor_name[0] or None) if _state.actor is not None else None
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor was made anew after it died."""
+        return _state.actor is not None and _state.actor.task.attempt > 1
+
+    @property
+    def current_actor(self) -> ActorHandle[Any]:
+        """A handle of the actor that this process is, to pass on. While it is kept, the actor has a handle."""
+        if _state.actor is None:
+            raise RuntimeError("there is no current actor: this is no code of an actor's")
+        return _handle_from(_state.actor.task.actor_ref(), _state.actor.task.actor_name[2])
 
     @property
     def namespace(self) -> str:
@@ -48,7 +76,7 @@ class RuntimeContext:
     @property
     def gpu_ids(self) -> list[int]:
         """The indices of the GPUs that the running task may use."""
-        return list(_state.task.gpus) if _state.task is not None else []
+        return list(_state.actor.task.gpus if _state.actor is not None else _of_task("gpus", []))
 
 
 _context = RuntimeContext()

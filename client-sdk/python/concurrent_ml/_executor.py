@@ -9,17 +9,16 @@ import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _native, _state, _zygote, exceptions
 from ._lines import Lines
 
+if TYPE_CHECKING:
+    from ._actor_process import Actor
+
 FUNCTIONS_KEPT = 256
 """Functions that an executor keeps loaded; the longest unused goes first, and is fetched again when it is needed."""
-
-
-class Cancelled(BaseException):
-    """Raised inside a task that was cancelled; no `except Exception` of the task's stops it."""
 
 
 def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
@@ -32,65 +31,139 @@ def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
     signal.signal(signal.SIGINT, loop.interrupted)
     while loop.next():
         pass
+    if loop.actor is not None:
+        loop.actor.let_calls_end(client)
+
+
+class Reports:
+    """How a task's end is told."""
+
+    def __init__(self, client: _native.Client) -> None:
+        self.client = client
+
+    def settle(self, task: _native.Task, call: Callable[[_native.Task], Any]) -> None:
+        """Runs a task and tells what came of it. Of `SystemExit` the daemon tells, when the process has ended."""
+        try:
+            self.finished(task, call(task))
+        except SystemExit as leaving:
+            self.leaving(task, leaving)
+            raise
+        except BaseException as error:
+            self.ended_by(task, error)
+
+    def finished(self, task: _native.Task, result: Any) -> None:
+        """It returned."""
+        _finish_lines()
+        task.finish(result)
+
+    def ended_by(self, task: _native.Task, error: BaseException) -> None:
+        """It raised, whatever it was."""
+        if isinstance(error, exceptions._Cancelled):
+            self.cancelled(task)
+        elif isinstance(error, exceptions._ActorExit):
+            _finish_lines()
+            task.fail(f"exit_actor() was called in {task.name} ({task.task_id})", b"", False, "ActorDied")
+        else:
+            self.failed(task, error)
+
+    def cancelled(self, task: _native.Task) -> None:
+        """It was stopped on somebody's wish."""
+        _finish_lines()
+        reason = task.cancel_reason() or "on request"
+        task.fail(f"task {task.name} ({task.task_id}) was cancelled: {reason}", b"", False, "Cancelled")
+
+    def leaving(self, task: _native.Task, leaving: SystemExit) -> None:
+        """It ends its process: the daemon tells the submitter how."""
+        print(f"task {task.name} ended its process: {leaving!r}", file=sys.stderr)
+        _finish_lines()
+
+    def failed(self, task: _native.Task, error: BaseException) -> None:
+        """It raised an exception."""
+        _finish_lines()
+        where = (
+            f"task {task.name} ({task.task_id}, attempt {task.attempt}) "
+            f"in executor {os.getpid()} on node {self.client.node_id}"
+        )
+        story = exceptions._story(error, task.task_id, where, _traceback_of(error))
+        message = f"{where} raised {exceptions._summary(error)}"[:2000]
+        task.fail(message, story, _is_retryable(task, error), "Exception")
 
 
 class _Loop:
     def __init__(self, client: _native.Client) -> None:
         self.client = client
+        self.reports = Reports(client)
         self.functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self.threads = _Threads()
+        self.actor: Actor | None = None
 
     def interrupted(self, _number: int, _frame: object) -> None:
         """SIGINT: the daemon has written which task is to stop (rule E3); anything else that sends it is ignored."""
         if self.client.take_cancel():
-            raise Cancelled
+            raise exceptions._Cancelled
 
     def next(self) -> bool:
         """One task; false when there will be none any more. Nothing of a task stays here when it has ended."""
         try:
-            task = self.client.next_task()
-        except (exceptions.ClusterError, Cancelled):
+            work = self.client.next_work()
+        except (exceptions.ClusterError, exceptions._Cancelled):
             return False
-        if task is None:
+        if work is None:
             return False
-        _state.task = task
+        calls = self.actor.calls if self.actor is not None else None
+        if calls is not None:
+            if isinstance(work, int):
+                calls.cancel(work)
+            else:
+                calls.start(work)
+            return True
+        if isinstance(work, int):
+            return True  # of a call that has ended
+        _state.task = work
         try:
-            self.run(task)
-        except exceptions.ClusterClosedError:
-            return False
-        except exceptions.ConnectionLostError:
+            self.reports.settle(work, self.call)
+        except (exceptions.ClusterClosedError, exceptions.ConnectionLostError):
             return False
         finally:
             _state.task = None
         return True
 
-    def run(self, task: _native.Task) -> None:
-        try:
-            self.threads.allow(task.num_cpus)
-            result = self.call(task)
-            _finish_lines()
-            task.finish(result)
-        except Cancelled:
-            _finish_lines()
-            reason = task.cancel_reason() or "on request"
-            task.fail(f"task {task.name} ({task.task_id}) was cancelled: {reason}", b"", False, True)
-        except SystemExit as leaving:
-            # The daemon tells the submitter how this process ended, and the task is tried again elsewhere.
-            print(f"task {task.name} ended its process: {leaving!r}", file=sys.stderr)
-            _finish_lines()
-            raise
-        except BaseException as error:
-            _finish_lines()
-            self.failed(task, error)
-
     def call(self, task: _native.Task) -> Any:
-        function = self.function(task)
+        kind = task.kind
+        if kind == 1:
+            return self.make_actor(task)
+        if kind == 2:
+            if self.actor is None:
+                raise exceptions.InternalError(f"{task.name} was sent to an executor that is no actor")
+            function = self.actor.method(task.method[0])
+        else:
+            self.threads.allow(task.num_cpus)
+            function = self.function(task)
         args, kwargs = task.arguments()
         task.enter()
         try:
             return function(*args, **kwargs)
         finally:
             task.leave()
+
+    def make_actor(self, task: _native.Task) -> None:
+        from ._actor_process import Actor
+
+        self.threads.allow(task.num_cpus)
+        cls = task.function()
+        args, kwargs = task.arguments()
+        actor = Actor(task, self.reports)
+        # `__init__` may ask which actor it is.
+        _state.actor = actor
+        task.enter()
+        try:
+            actor.make(cls, args, kwargs)
+        except BaseException:
+            _state.actor = None
+            raise
+        finally:
+            task.leave()
+        self.actor = actor
 
     def function(self, task: _native.Task) -> Callable[..., Any]:
         key = task.function_id
@@ -102,15 +175,6 @@ class _Loop:
         else:
             self.functions.move_to_end(key)
         return function
-
-    def failed(self, task: _native.Task, error: BaseException) -> None:
-        where = (
-            f"task {task.name} ({task.task_id}, attempt {task.attempt}) "
-            f"in executor {os.getpid()} on node {self.client.node_id}"
-        )
-        story = exceptions._story(error, task.task_id, where, _traceback_of(error))
-        message = f"{where} raised {exceptions._summary(error)}"[:2000]
-        task.fail(message, story, _is_retryable(task, error), False)
 
 
 def _is_retryable(task: _native.Task, error: BaseException) -> bool:

@@ -20,7 +20,8 @@ class Lines(io.TextIOBase):
     def __init__(self, client: _native.Client, to_stderr: bool) -> None:
         self.client = client
         self.to_stderr = to_stderr
-        self.rest = ""
+        # What is no whole line yet, by the tag of the task that wrote it: several may run at once.
+        self.rests: dict[int, str] = {}
         self.lock = threading.Lock()
         self.buffer = _Bytes(self)
 
@@ -48,20 +49,29 @@ class Lines(io.TextIOBase):
         """Keeps what is no whole line yet."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        task = _state.current_task()
+        key = task.tag if task is not None else 0
         with self.lock:
-            *lines, self.rest = (self.rest + text).split("\n")
-            if len(self.rest) > LINE_MAX:
-                lines.append(self.rest)
-                self.rest = ""
+            *lines, rest = (self.rests.pop(key, "") + text).split("\n")
+            if len(rest) > LINE_MAX:
+                lines.append(rest)
+                rest = ""
+            if rest:
+                self.rests[key] = rest
         for line in lines:
             self.send(line)
         return len(text)
 
     def finish(self) -> None:
         """The task has ended: what it began is a line."""
+        task = _state.current_task()
         with self.lock:
-            rest, self.rest = self.rest, ""
-        if rest:
+            if not self.rests:
+                return
+            rests = [
+                self.rests.pop(key) for key in {task.tag if task is not None else 0, 0} if key in self.rests
+            ]
+        for rest in rests:
             self.send(rest)
 
     def send(self, line: str) -> None:
@@ -72,7 +82,7 @@ class Lines(io.TextIOBase):
             with contextlib.suppress(OSError):
                 os.write(self.fileno(), f"{line}\n".encode(errors="replace"))
             return
-        task = _state.task
+        task = _state.current_task()
         self.client.log(line, self.to_stderr, task.task_id if task else None, task.name if task else None)
 
 

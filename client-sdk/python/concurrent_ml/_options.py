@@ -1,4 +1,4 @@
-"""The options of a remote function: names, meanings, and what is wrong with others."""
+"""The options of remote functions, classes and methods: names, meanings, and what is wrong with others."""
 
 from __future__ import annotations
 
@@ -31,6 +31,33 @@ class AllOptions(OtherOptions, total=False):
     num_returns: int
 
 
+class AllActorOptions(TypedDict, total=False):
+    """Every option of a remote class, for type checkers."""
+
+    num_cpus: float | None
+    num_gpus: float | None
+    memory: float | None
+    resources: Mapping[str, float] | None
+    name: str | None
+    namespace: str | None
+    get_if_exists: bool
+    lifetime: Literal["detached", "non_detached"] | None
+    max_restarts: int
+    max_task_retries: int
+    max_concurrency: int | None
+    concurrency_groups: Mapping[str, int] | None
+    runtime_env: Mapping[str, Any] | None
+    scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+
+
+class AllMethodOptions(TypedDict, total=False):
+    """Every option of a method, for type checkers."""
+
+    num_returns: int
+    concurrency_group: str | None
+    name: str | None
+
+
 @dataclass(frozen=True)
 class Options:
     """What a call asks for."""
@@ -48,17 +75,73 @@ class Options:
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with some replaced. A wrong one raises with a sentence."""
-        checked: dict[str, Any] = {}
-        for key, value in given.items():
-            if key not in _CHECKS:
-                later = _NOT_YET.get(key)
-                if later is not None:
-                    raise ValueError(f"the option {key!r} is not available: {later}")
-                close = difflib.get_close_matches(key, _CHECKS, n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_CHECKS)}"
-                raise TypeError(f"there is no option {key!r}{hint}")
-            checked[key] = _CHECKS[key](key, value)
-        return replace(self, **checked)
+        return replace(self, **_checked(given, _CHECKS, "of a remote function"))
+
+    @staticmethod
+    def knows(given: Mapping[str, Any]) -> bool:
+        """Whether all of these are options of functions."""
+        return all(key in _CHECKS or key in _NOT_YET for key in given)
+
+
+@dataclass(frozen=True)
+class ActorOptions:
+    """What an actor is to be."""
+
+    num_cpus: float = 0
+    num_gpus: float = 0
+    memory: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    name: str | None = None
+    namespace: str | None = None
+    get_if_exists: bool = False
+    lifetime: str | None = None
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    max_concurrency: int | None = None
+    concurrency_groups: Mapping[str, int] = field(default_factory=dict)
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    scheduling_strategy: str = "DEFAULT"
+
+    def changed(self, given: Mapping[str, Any]) -> ActorOptions:
+        """These options with some replaced. A wrong one raises with a sentence."""
+        changed = replace(self, **_checked(given, _ACTOR_CHECKS, "of a remote class"))
+        if changed.get_if_exists and not changed.name:
+            raise ValueError("get_if_exists needs a name: .options(name=..., get_if_exists=True)")
+        return changed
+
+    @staticmethod
+    def knows(given: Mapping[str, Any]) -> bool:
+        """Whether all of these are options of actors."""
+        return all(key in _ACTOR_CHECKS or key in _NOT_YET for key in given)
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What a call of a method asks for."""
+
+    num_returns: int = 1
+    concurrency_group: str | None = None
+    name: str | None = None
+
+    def changed(self, given: Mapping[str, Any]) -> MethodOptions:
+        """These options with some replaced. A wrong one raises with a sentence."""
+        return replace(self, **_checked(given, _METHOD_CHECKS, "of a method"))
+
+
+def _checked(given: Mapping[str, Any], checks: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in checks:
+            later = _NOT_YET.get(key)
+            if later is not None:
+                raise ValueError(f"the option {key!r} is not available: {later}")
+            close = difflib.get_close_matches(key, checks, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(checks)}"
+            others = _ACTOR_CHECKS if checks is _CHECKS else _CHECKS
+            what = f"{key!r} is no option {whose}" if key in others else f"there is no option {key!r}"
+            raise TypeError(f"{what}; {hint}")
+        checked[key] = checks[key](key, value)
+    return checked
 
 
 def amount(key: str, value: Any) -> float:
@@ -133,6 +216,52 @@ def _name(key: str, value: Any) -> str | None:
     return value
 
 
+def _actor_cpus(key: str, value: Any) -> float:
+    return 0 if value is None else amount(key, value)
+
+
+def _bool(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{key} is {value!r}; it must be True or False")
+    return value
+
+
+def _lifetime(key: str, value: Any) -> str | None:
+    if value in (None, "detached", "non_detached"):
+        return value
+    raise ValueError(f'{key} is {value!r}; it must be "detached" (until it is killed) or "non_detached"')
+
+
+def _actor_name(key: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{key} is {value!r}; it must be a string that is not empty")
+    return value
+
+
+def _concurrency(key: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r}; it must be a whole number")
+    if not 1 <= value < 1 << 31:
+        raise ValueError(f"{key} is {value}; it must be 1 or more")
+    return value
+
+
+def _groups(key: str, value: Any) -> dict[str, int]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{key} is {value!r}; it must be a dict like {{"io": 4}}')
+    for name, limit in value.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{key} has the name {name!r}; names of groups are words")
+        if _concurrency(f"{key}[{name!r}]", limit) is None:
+            raise TypeError(f"{key}[{name!r}] is None; it must be a whole number")
+    return dict(value)
+
+
 def runtime_env(key: str, value: Any) -> dict[str, Any]:
     """An environment; variables, so far."""
     if value is None:
@@ -172,4 +301,27 @@ _CHECKS = {
     "name": _name,
     "runtime_env": runtime_env,
     "scheduling_strategy": _strategy,
+}
+
+_ACTOR_CHECKS = {
+    "num_cpus": _actor_cpus,
+    "num_gpus": _gpus,
+    "memory": amount,
+    "resources": amounts,
+    "name": _actor_name,
+    "namespace": _actor_name,
+    "get_if_exists": _bool,
+    "lifetime": _lifetime,
+    "max_restarts": _retries,
+    "max_task_retries": _retries,
+    "max_concurrency": _concurrency,
+    "concurrency_groups": _groups,
+    "runtime_env": runtime_env,
+    "scheduling_strategy": _strategy,
+}
+
+_METHOD_CHECKS = {
+    "num_returns": _count,
+    "concurrency_group": _name,
+    "name": _name,
 }

@@ -19,20 +19,21 @@ from typing import (
     overload,
 )
 
-from . import _native, _state
+from . import _calls, _native, _state
+from ._actor import ActorClass
 from ._native import ObjectRef
-from ._options import Options
-from ._serialization import CannotPickle, explain
+from ._options import ActorOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._options import AllOptions, OtherOptions
+    from ._options import AllActorOptions, AllOptions, OtherOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
 B = TypeVar("B")
+T = TypeVar("T")
 
 
 class RemoteFunction(Generic[P, R]):
@@ -102,6 +103,7 @@ class RemoteFunction(Generic[P, R]):
         with _state.lock:
             options = self._options
             name = options.name or _short_name(self._function)
+            signature = _calls.described(self._function)
             native = _native.Function(
                 client,
                 client.put_function(self._function, f"the function {name}"),
@@ -115,8 +117,8 @@ class RemoteFunction(Generic[P, R]):
                 retry_exceptions=_retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
                 spread=options.scheduling_strategy == "SPREAD",
-                parameters=_parameters(self._function),
-                complain=functools.partial(_complain, self._function, name),
+                parameters=_calls.parameters(signature),
+                complain=functools.partial(_calls.complain, signature, name),
             )
             self._native, self._generation = native, _state.generation
             return native
@@ -147,47 +149,6 @@ def _short_name(function: Callable[..., Any]) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, Any] | None:
-    """What the native module checks in a moment: see `Parameters` there. `None` where it cannot be known."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = [p for p in named if p.default is p.empty]
-    kinds = {p.kind for p in parameters}
-    return {
-        "names": [(p.name, p.default is p.empty) for p in named],
-        "positional": None
-        if inspect.Parameter.VAR_POSITIONAL in kinds
-        else sum(p.kind is not p.KEYWORD_ONLY for p in named),
-        "positional_only": sum(p.kind is p.POSITIONAL_ONLY for p in named),
-        "required": None if any(p.kind is p.KEYWORD_ONLY for p in required) else len(required),
-        "any_names": inspect.Parameter.VAR_KEYWORD in kinds,
-    }
-
-
-def _complain(
-    function: Callable[..., Any],
-    name: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    error: TypeError | None = None,
-) -> None:
-    """Raises what is wrong with a call's arguments; called by the native module when something seems to be."""
-    try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-    except TypeError as wrong:
-        raise TypeError(f"{name}.remote(): {wrong}") from None
-    if isinstance(error, CannotPickle):
-        from . import _serialization
-
-        for argument, value in bound.arguments.items():
-            if not _serialization._can_pickle(value):
-                what = f"argument {argument!r} of {name}"
-                raise CannotPickle(explain(value, what, error.__cause__ or error)) from error.__cause__
-
-
 def _retry_bytes(wanted: bool | tuple[type[BaseException], ...]) -> bytes:
     if wanted is False or wanted == ():
         return b""
@@ -197,7 +158,14 @@ def _retry_bytes(wanted: bool | tuple[type[BaseException], ...]) -> bytes:
 
 
 class _Decorator(Protocol):
+    @overload
+    def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+
+
+class _ClassDecorator(Protocol):
+    def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...
 
 
 class _DecoratorOfMany(Protocol):
@@ -205,18 +173,22 @@ class _DecoratorOfMany(Protocol):
 
 
 @overload
+def remote(cls: type[T], /) -> ActorClass[..., T]: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
 def remote(*, num_returns: Literal[1] = 1, **options: Unpack[OtherOptions]) -> _Decorator: ...
 @overload
 def remote(*, num_returns: int, **options: Unpack[OtherOptions]) -> _DecoratorOfMany: ...
+@overload
+def remote(**options: Unpack[AllActorOptions]) -> _ClassDecorator: ...
 def remote(*args: Any, **options: Any) -> Any:
-    """Makes a function remote: `@remote`, or `@remote(num_cpus=2, ...)`.
+    """Makes a function or a class remote: `@remote`, or `@remote(num_cpus=2, ...)`.
 
-    Options: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources` (`{"name": amount}`),
-    `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost), `retry_exceptions`
-    (False, True, or a list of classes: which of the function's own exceptions are retried too), `name`,
-    `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD").
+    Options of a function: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources`
+    (`{"name": amount}`), `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost),
+    `retry_exceptions` (False, True, or a list of classes: which of the function's own exceptions are retried too),
+    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD").
 
     >>> import concurrent_ml as cml
     >>> @cml.remote(num_cpus=0.5)
@@ -224,20 +196,30 @@ def remote(*args: Any, **options: Any) -> Any:
     ...     return x * x
     >>> cml.get([square.remote(i) for i in range(3)])
     [0, 1, 4]
+
+    A class becomes a class of actors: see `ActorClass`. Its options: those of resources, `runtime_env` and
+    `scheduling_strategy` as above (but `num_cpus` is 0 unless said), `name`, `namespace`, `get_if_exists`,
+    `lifetime` ("detached": until it is killed), `max_restarts` (0), `max_task_retries` (0), `max_concurrency` (1, or
+    1000 where methods are coroutines), `concurrency_groups` (`{"io": 4}`).
     """
     if args and (len(args) > 1 or options):
         raise TypeError("remote() takes either a function or options: @remote, or @remote(num_cpus=2)")
-    chosen = Options().changed(options)
 
-    def make(function: Callable[P, R]) -> RemoteFunction[P, R]:
-        if isinstance(function, RemoteFunction):
+    def make(function: Any) -> Any:
+        if isinstance(function, RemoteFunction | ActorClass):
             raise TypeError(f"{function!r} is remote already; use its .options(...) to change how it runs")
         if inspect.isclass(function):
-            raise TypeError(
-                f"{function.__name__} is a class; remote classes (actors) are not available yet, remote functions are"
-            )
+            return ActorClass(function, ActorOptions().changed(options))
         if not callable(function):
-            raise TypeError(f"remote() takes a function, not a {type(function).__name__}")
-        return RemoteFunction(function, chosen)
+            raise TypeError(f"remote() takes a function or a class, not a {type(function).__name__}")
+        return RemoteFunction(function, Options().changed(options))
 
-    return make(args[0]) if args else make
+    if args:
+        return make(args[0])
+    # What neither takes is told at once, where it is written.
+    known_by_actors = ActorOptions.knows(options)
+    if not known_by_actors or Options.knows(options):
+        Options().changed(options)
+    else:
+        ActorOptions().changed(options)
+    return make

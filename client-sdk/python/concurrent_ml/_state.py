@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import _native
 
 if TYPE_CHECKING:
+    from ._actor_process import Actor
     from ._embedded import Embedded
     from ._logs import Printer
 
@@ -28,13 +30,27 @@ is_fork = False
 """Whether this process was forked, by user code, from one that was connected."""
 
 task: _native.Task | None = None
-"""The task that this executor runs."""
+"""The task that this executor runs, if it runs one at a time."""
+
+running: contextvars.ContextVar[_native.Task | None] = contextvars.ContextVar("running", default=None)
+"""The call whose code asks, in an actor that runs several at once."""
+
+actor: Actor | None = None
+"""The actor that this process is."""
+
+loop_thread: int | None = None
+"""The thread of an actor's event loop, if this process has one."""
 
 generation = 0
 """Counts connections, so that what was made for an older one is made anew."""
 
 lock = threading.RLock()
 """Held while connecting and disconnecting."""
+
+
+def current_task() -> _native.Task | None:
+    """The task whose code asks; `None` in a driver."""
+    return task or running.get()
 
 
 def connected() -> _native.Client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import pickle
+import re
 import types
 from typing import Any
 
@@ -66,7 +67,20 @@ class TaskUnschedulableError(ClusterError):
 
 
 class TaskCancelledError(ClusterError):
-    """The task was cancelled."""
+    """The task was cancelled: by whom, and why."""
+
+
+class ActorError(ClusterError):
+    """An actor that was called cannot answer."""
+
+    actor_id: str | None = None
+    cause: BaseException | None = None
+
+
+class ActorDiedError(ActorError):
+    """The actor that was called is dead. Says why: exit code or signal, exception in `__init__` (which is `cause`),
+    node lost, killed by whom. `actor_id` is the id that its handle shows.
+    """
 
 
 class WorkerCrashedError(ClusterError):
@@ -79,6 +93,14 @@ class NodeLostError(WorkerCrashedError):
 
 class InternalError(ClusterError):
     """A broken promise of the cluster's own. Please report it."""
+
+
+class _Cancelled(BaseException):
+    """Raised inside a task that was cancelled; no `except Exception` of the task's stops it."""
+
+
+class _ActorExit(BaseException):
+    """What `exit_actor` raises; no `except Exception` of the method's stops it."""
 
 
 class TaskError(ClusterError):
@@ -260,6 +282,7 @@ _KINDS: dict[str, type[ClusterError]] = {
     "ExecutorDied": WorkerCrashedError,
     "NodeLost": NodeLostError,
     "Cancelled": TaskCancelledError,
+    "ActorDied": ActorDiedError,
     "Unschedulable": TaskUnschedulableError,
     "ObjectLost": ObjectLostError,
     "ObjectFreed": ObjectFreedError,
@@ -271,8 +294,28 @@ _KINDS: dict[str, type[ClusterError]] = {
 
 def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> BaseException:
     """The exception that stands for a failure (called by the native module)."""
+    if kind == "ActorDied":
+        return _actor_died(message, payload, task)
     if kind != "Exception" or not payload:
         return _KINDS.get(kind, ClusterError)(message)
+    return _told(payload)
+
+
+def _actor_died(message: str, payload: bytes, task: str | None) -> BaseException:
+    died = ActorDiedError(message)
+    found = re.search(r"\b[Aa]ctor \S+ \(([0-9a-f]{16}\.\d+\.\d+)\)", message)
+    if found:
+        died.actor_id = found[1]
+    if payload:
+        cause = _told(payload)
+        died.args = (f"{message}\n\n{cause}",) if str(cause) not in message else (message,)
+        died.cause = getattr(cause, "cause", None) or cause
+        died.__cause__ = died.cause
+    return died
+
+
+def _told(payload: bytes) -> TaskError:
+    """The story of an exception, as an exception."""
     text, traceback, task, pickled, nearest = pickle.loads(payload)
     cause: BaseException | None = None
     if pickled is not None:

@@ -10,15 +10,16 @@ use client_runtime::{
     Client as Runtime, ClientError, CompletionQueue, ConnectOptions, Got, HandleSource, Interrupt,
     Interrupted, Notice, Target,
 };
-use cluster_types::client_node::LogLine;
-use cluster_types::query::Query;
-use cluster_types::{ClientKind, JobId, JobInfo, ObjectId, TaskId};
+use cluster_types::client_node::{Cancellation, LogLine};
+use cluster_types::query::{Query, QueryReply};
+use cluster_types::{ClientKind, JobInfo, ObjectId, TaskId};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::errors::{client_error, connect_error, failure_error};
-use crate::executor::Task;
+use crate::executor::{Task, within};
+use crate::function::random_job;
 use crate::object_ref::ObjectRef;
 use crate::value::{from_bytes, to_parcel};
 
@@ -163,9 +164,7 @@ impl Client {
             (None, Some(address)) => Target::Remote(address),
             (None, None) => return Err(PyValueError::new_err("a socket or an address is needed")),
         };
-        let job = JobId(
-            getrandom::u32().map_err(|error| PyValueError::new_err(format!("no random numbers: {error}")))?,
-        );
+        let job = random_job()?;
         let kind = ClientKind::Driver { job, info: Arc::new(job_info(info)?) };
         let mut options = ConnectOptions::new(kind, token);
         options.timeout = Duration::try_from_secs_f64(timeout).unwrap_or(options.timeout);
@@ -228,8 +227,9 @@ impl Client {
             if let Some(got) = self.inner.try_get(id) {
                 return Self::value(py, &self.inner, id, &got);
             }
-            let deadline = deadline(timeout)?;
-            let got = interruptible(py, |interrupt| self.inner.get(&[id], deadline, interrupt))?;
+            let (deadline, within) = (deadline(timeout)?, within(py));
+            let got =
+                interruptible(py, |interrupt| self.inner.get_within(within, &[id], deadline, interrupt))?;
             return match got.first() {
                 Some(got) => Self::value(py, &self.inner, id, got),
                 None => Err(PyValueError::new_err("the value is missing")),
@@ -242,8 +242,8 @@ impl Client {
             )));
         };
         let ids = ids_of(list, "get", false)?;
-        let deadline = deadline(timeout)?;
-        let got = interruptible(py, |interrupt| self.inner.get(&ids, deadline, interrupt))?;
+        let (deadline, within) = (deadline(timeout)?, within(py));
+        let got = interruptible(py, |interrupt| self.inner.get_within(within, &ids, deadline, interrupt))?;
         let values = PyList::empty(py);
         for (id, got) in ids.iter().zip(&got) {
             values.append(Self::value(py, &self.inner, *id, got)?)?;
@@ -275,8 +275,9 @@ impl Client {
             .wait(&ids, num_returns, now, fetch_local, &mut || Ok(()))
             .map_err(|error| client_error(py, error, None))?;
         if ready.len() < num_returns && timeout != Some(0.0) {
+            let within = within(py);
             ready = interruptible(py, |interrupt| {
-                self.inner.wait(&ids, num_returns, deadline, fetch_local, interrupt)
+                self.inner.wait_within(within, &ids, num_returns, deadline, fetch_local, interrupt)
             })?;
         }
         split(refs, &ready)
@@ -316,6 +317,7 @@ impl Client {
             "nodes" => Query::Nodes,
             "tasks" => Query::Tasks { limit },
             "objects" => Query::Objects { limit },
+            "actors" => Query::Actors { limit },
             "why" => Query::Why { task: argument.unwrap_or_default() },
             other => return Err(PyValueError::new_err(format!("there is no question {other:?}"))),
         };
@@ -352,9 +354,49 @@ impl Client {
         self.inner.log(LogLine { job: self.inner.job(), task, pid: std::process::id(), node, stderr, text });
     }
 
-    /// The next task for this executor; `None` when no more will come.
-    fn next_task(&self, py: Python<'_>) -> PyResult<Option<Task>> {
+    /// The handle of the actor of this name and what it is made of; `None` if there is none.
+    fn named_actor<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: String,
+        name: String,
+    ) -> PyResult<Option<(ObjectRef, Bound<'py, PyBytes>)>> {
+        let query = Query::NamedActor { namespace, name };
+        let reply = interruptible(py, |interrupt| self.inner.query(query, None, interrupt))?;
+        let QueryReply::NamedActor(Some(found)) = reply else { return Ok(None) };
+        let id: ObjectId = found.actor.parse().map_err(|_| {
+            PyValueError::new_err(format!("the cluster named an actor {:?}: that is no id", found.actor))
+        })?;
+        self.inner.add_handle(id, HandleSource::Elsewhere);
+        Ok(Some((ObjectRef::new(&self.inner, id), PyBytes::new(py, &found.handle))))
+    }
+
+    /// Asks that the task which makes an object be cancelled.
+    fn cancel(
+        &self,
+        py: Python<'_>,
+        object: &ObjectRef,
+        force: bool,
+        recursive: bool,
+        reason: String,
+    ) -> PyResult<()> {
+        let what = Cancellation { object: object.id, force, recursive, reason };
+        self.inner.cancel(what).map_err(|error| client_error(py, error, None))
+    }
+
+    /// Asks that an actor end.
+    fn kill(&self, py: Python<'_>, actor: &ObjectRef, restart: bool) -> PyResult<()> {
+        self.inner.kill(actor.id, restart).map_err(|error| client_error(py, error, None))
+    }
+
+    /// The next task for this executor, or the tag of a call to cancel; `None` when no more will come.
+    fn next_work<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         Task::next(py, &self.inner)
+    }
+
+    /// Whether `next_work` would not wait.
+    fn has_work(&self) -> bool {
+        self.inner.has_work()
     }
 
     /// In a signal handler: whether the running task is to stop.

@@ -31,6 +31,7 @@ pub(crate) fn client_error(py: Python<'_>, error: ClientError, interrupt: Option
     match error {
         ClientError::Interrupted => interrupt.unwrap_or_else(|| PyKeyboardInterrupt::new_err(())),
         ClientError::TimedOut => raise(py, "GetTimeoutError", error.to_string()),
+        ClientError::Cancelled => raise(py, "_Cancelled", error.to_string()),
         ClientError::NoMemory(ref failure) => match failure.kind {
             FailureKind::OutOfDisk => raise(py, "OutOfDiskError", error.to_string()),
             FailureKind::ObjectTooLarge => raise(py, "ObjectTooLargeError", error.to_string()),

@@ -1,17 +1,41 @@
 //! `Task`: one execution, as the executor's loop sees it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use client_runtime::{Got, HandleSource, Task as Claimed};
+use client_runtime::{Got, HandleSource, Task as Claimed, Work};
 use cluster_types::client_node::ExecutorFailure;
-use cluster_types::{Failure, FailureKind, ObjectId, Payload, Refs};
+use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::connection::{Client, interruptible};
 use crate::errors::{client_error, failure_error};
+use crate::object_ref::ObjectRef;
 use crate::value::{from_bytes, to_parcel};
+
+/// Whether this process runs several tasks at once.
+static SEVERAL: AtomicBool = AtomicBool::new(false);
+/// `ContextVar.get` of the running task, where several run.
+static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// From now on several tasks run here at once: `running()` tells which one's code it is called by.
+#[pyfunction]
+pub(crate) fn run_several(py: Python<'_>, running: Py<PyAny>) {
+    let _ = RUNNING.set(py, running);
+    SEVERAL.store(true, Ordering::Relaxed);
+}
+
+/// The tag of the task whose code this is, where several run at once.
+pub(crate) fn within(py: Python<'_>) -> Option<u64> {
+    if !SEVERAL.load(Ordering::Relaxed) {
+        return None;
+    }
+    let task = RUNNING.get(py)?.bind(py).call0().ok()?;
+    task.cast::<Task>().ok().map(|task| task.get().claimed.tag)
+}
 
 /// A task to execute.
 #[pyclass(frozen, module = "concurrent_ml._native")]
@@ -34,10 +58,27 @@ impl Task {
 }
 
 impl Task {
-    /// Waits for the next one; `None` when no more will come.
-    pub(crate) fn next(py: Python<'_>, client: &client_runtime::Client) -> PyResult<Option<Task>> {
-        let claimed = interruptible(py, |interrupt| client.next_task(interrupt))?;
-        Ok(claimed.map(|claimed| Task { claimed, client: client.clone(), began: Instant::now() }))
+    /// Waits for the next one, or for the tag of one to cancel; `None` when no more will come.
+    pub(crate) fn next<'py>(
+        py: Python<'py>,
+        client: &client_runtime::Client,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Ok(match interruptible(py, |interrupt| client.next_work(interrupt))? {
+            None => None,
+            Some(Work::Cancel(tag)) => Some(tag.into_pyobject(py)?.into_any()),
+            Some(Work::Run(claimed)) => {
+                let task = Task { claimed, client: client.clone(), began: Instant::now() };
+                Some(Bound::new(py, task)?.into_any())
+            }
+        })
+    }
+
+    /// What the actor is that this task makes, if it makes one.
+    fn traits(&self) -> PyResult<&ActorTraits> {
+        match &self.claimed.spec.template.kind {
+            TaskKind::Actor(traits) => Ok(traits),
+            _ => Err(PyRuntimeError::new_err("this task makes no actor")),
+        }
     }
 }
 
@@ -56,6 +97,67 @@ impl Task {
     #[getter]
     fn name(&self) -> &str {
         &self.claimed.spec.template.name
+    }
+
+    /// Names this execution in this process.
+    #[getter]
+    fn tag(&self) -> u64 {
+        self.claimed.tag
+    }
+
+    /// 0: a function is called; 1: an actor is made; 2: a method is called.
+    #[getter]
+    fn kind(&self) -> u8 {
+        match self.claimed.spec.template.kind {
+            TaskKind::Function => 0,
+            TaskKind::Actor(_) => 1,
+            TaskKind::Method { .. } => 2,
+        }
+    }
+
+    /// The method that is called, and its concurrency group.
+    #[getter]
+    fn method(&self) -> PyResult<(&str, &str)> {
+        match &self.claimed.spec.template.kind {
+            TaskKind::Method { method, group } => Ok((method, group)),
+            _ => Err(PyRuntimeError::new_err("this task calls no method")),
+        }
+    }
+
+    /// Of an actor being made: how many calls run at once, of each group too, and whether its methods are coroutines.
+    #[getter]
+    fn concurrency<'py>(&self, py: Python<'py>) -> PyResult<(u32, Bound<'py, PyDict>, bool)> {
+        let traits = self.traits()?;
+        let groups = PyDict::new(py);
+        for (name, limit) in &traits.groups {
+            groups.set_item(name, limit)?;
+        }
+        Ok((traits.max_concurrency, groups, traits.is_async))
+    }
+
+    /// Of an actor being made: its name, its namespace, and what a handle of it is made of.
+    #[getter]
+    fn actor_name<'py>(&self, py: Python<'py>) -> PyResult<(&str, &str, Bound<'py, PyBytes>)> {
+        let traits = self.traits()?;
+        Ok((&traits.name, &traits.namespace, PyBytes::new(py, &traits.handle)))
+    }
+
+    /// A handle of the actor that is being made.
+    fn actor_ref(&self) -> PyResult<ObjectRef> {
+        self.traits()?;
+        let handle = self.claimed.spec.id.result(0);
+        self.client.add_handle(handle, HandleSource::Elsewhere);
+        Ok(ObjectRef::new(&self.client, handle))
+    }
+
+    /// The actor's id: that of the object which is its handle.
+    #[getter]
+    fn actor_id(&self) -> Option<String> {
+        match self.claimed.spec.template.kind {
+            TaskKind::Function => None,
+            TaskKind::Actor(_) => Some(self.claimed.spec.id.result(0).to_string()),
+            TaskKind::Method { .. } => Some(self.claimed.spec.template.function.to_string()),
+        }
     }
 
     /// Names the function: equal for equal functions.
@@ -185,16 +287,21 @@ impl Task {
         self.end(py, Ok(values))
     }
 
-    /// The task raised.
+    /// The task raised, was cancelled, or ends its actor.
     fn fail(
         &self,
         py: Python<'_>,
         message: &str,
         payload: &[u8],
         retryable: bool,
-        cancelled: bool,
+        kind: &str,
     ) -> PyResult<()> {
-        let kind = if cancelled { FailureKind::Cancelled } else { FailureKind::Exception };
+        let kind = match kind {
+            "Exception" => FailureKind::Exception,
+            "Cancelled" => FailureKind::Cancelled,
+            "ActorDied" => FailureKind::ActorDied,
+            other => return Err(PyValueError::new_err(format!("a task cannot fail by {other}"))),
+        };
         let failure = Failure {
             kind,
             message: message.into(),

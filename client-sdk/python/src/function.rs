@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use client_runtime::{Call, Client as Runtime, Interrupted};
 use cluster_types::task::Strategy;
-use cluster_types::{Amount, ObjectId, Refs, Resources, TaskKind, TaskTemplate};
+use cluster_types::{ActorTraits, Amount, JobId, ObjectId, Refs, Resources, TaskKind, TaskTemplate};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::connection::{Client, interruptible};
 use crate::errors::client_error;
+use crate::executor::within;
 use crate::object_ref::ObjectRef;
 use crate::value::to_parcel;
 
-/// A remote function, ready to be called.
+/// A remote function, a class to make actors of, or a method of an actor: ready to be called.
 #[pyclass(frozen, module = "concurrent_ml._native")]
 pub(crate) struct Function {
     client: Runtime,
     template: Arc<TaskTemplate>,
-    /// The pickled function, kept alive.
+    /// The pickled function or class, or the actor's handle: kept alive.
     _function: Py<ObjectRef>,
     parameters: Option<Parameters>,
     /// Called with the arguments of a call that cannot be made; raises what is wrong with them.
@@ -66,6 +67,29 @@ impl Parameters {
     }
 }
 
+/// What an actor is; from a dict with these keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Traits {
+    name: String,
+    namespace: String,
+    detached: bool,
+    max_restarts: i32,
+    max_concurrency: u32,
+    groups: BTreeMap<String, u32>,
+    is_async: bool,
+    handle: Vec<u8>,
+}
+
+impl From<Traits> for ActorTraits {
+    fn from(traits: Traits) -> Self {
+        let Traits { name, namespace, detached, max_restarts, max_concurrency, groups, is_async, handle } =
+            traits;
+        let handle = handle.into();
+        Self { name, namespace, detached, max_restarts, max_concurrency, groups, is_async, handle }
+    }
+}
+
 fn amount(name: &str, number: f64) -> PyResult<Amount> {
     Amount::from_f64(number).map_err(|error| PyValueError::new_err(format!("{name} {error}")))
 }
@@ -73,7 +97,7 @@ fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -90,7 +114,14 @@ impl Function {
         spread: bool,
         parameters: Option<Parameters>,
         complain: Py<PyAny>,
+        actor: Option<Traits>,
+        method: Option<(String, String)>,
     ) -> PyResult<Self> {
+        let kind = match (actor, method) {
+            (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
+            (None, Some((method, group))) => TaskKind::Method { method: method.into(), group: group.into() },
+            (None, None) => TaskKind::Function,
+        };
         let mut request = Resources {
             cpu: amount("num_cpus", num_cpus)?,
             gpu: amount("num_gpus", num_gpus)?,
@@ -110,7 +141,7 @@ impl Function {
             retry_exceptions: retry_exceptions.into(),
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
-            kind: TaskKind::Function,
+            kind,
         };
         Ok(Self {
             client: client.inner.clone(),
@@ -143,7 +174,12 @@ impl Function {
             }
         };
         let borrowed: Refs = borrowed.into_iter().filter(|id: &ObjectId| !deps.contains(id)).collect();
-        let call = Call { template: self.template.clone(), payload, deps, borrowed };
+        let job = match &self.template.kind {
+            // It outlives the job that makes it, so it is one of its own (rule A6).
+            TaskKind::Actor(traits) if traits.detached => Some(random_job()?),
+            _ => None,
+        };
+        let call = Call { template: self.template.clone(), payload, deps, borrowed, within: within(py), job };
         // Letting go of the GIL costs more than the call; only a wait is worth it.
         let results = if self.client.is_far_ahead() {
             interruptible(py, |interrupt| self.client.submit(call, interrupt))?
@@ -163,6 +199,10 @@ impl Function {
             }
         }
     }
+}
+
+pub(crate) fn random_job() -> PyResult<JobId> {
+    getrandom::u32().map(JobId).map_err(|error| PyValueError::new_err(format!("no random numbers: {error}")))
 }
 
 /// The arguments as one value: `(args, kwargs)`, or `(args, kwargs, places)` where top-level refs were taken out and

@@ -34,5 +34,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<buffer::SharedBuffer>()?;
     module.add_function(wrap_pyfunction!(object_ref::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(connection::mark_forked, module)?)?;
+    module.add_function(wrap_pyfunction!(executor::run_several, module)?)?;
     Ok(())
 }

@@ -89,6 +89,12 @@ impl ObjectRef {
         self.id.task().map(|(task, _)| task.to_string())
     }
 
+    /// The object's id as people see it in errors and listings.
+    #[getter]
+    fn _id(&self) -> String {
+        self.id.to_string()
+    }
+
     /// A `concurrent.futures.Future` of the value.
     fn future<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         slf.py().import("concurrent_ml._async")?.getattr("future_of")?.call1((slf,))

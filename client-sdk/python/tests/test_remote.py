@@ -55,12 +55,9 @@ def test_a_remote_function_looks_like_the_function():
 
 
 def test_what_cannot_be_remote_is_refused():
-    class Counter:
-        pass
-
     f = remote(lambda: 1)
-    for thing, words in ((5, "int"), (Counter, "Counter is a class"), (f, "already")):
+    for thing, words in ((5, "int"), (f, "already")):
         with pytest.raises(TypeError, match=words):
-            remote(thing)  # pyright: ignore[reportArgumentType]
+            remote(thing)  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(TypeError, match="either a function or options"):
         remote(lambda: 1, num_cpus=1)  # pyright: ignore[reportCallIssue]
