@@ -54,7 +54,7 @@ def body(name: str) -> Any:
 def test_a_running_task_is_interrupted_wherever_it_is(cml: Any, tmp_path, how: str):
     mark = tmp_path / "began"
     ref = cml.remote(max_retries=0)(body(how)).remote(mark)
-    wait_until(mark.exists, "the task did not begin")
+    wait_until(mark.exists, 20, "the task begins")
     cml.cancel(ref)
     cancelled(cml, ref, "was cancelled: by the driver")
 
@@ -70,7 +70,7 @@ def test_the_process_goes_on_with_other_tasks(cml: Any, tmp_path):
         return os.getpid()
 
     ref = hang.remote()
-    wait_until((tmp_path / "began").exists, "the task did not begin")
+    wait_until((tmp_path / "began").exists, 20, "the task begins")
     cml.cancel(ref)
     cancelled(cml, ref)
     assert cml.get([pid.remote() for _ in range(4)], timeout=20)
@@ -88,7 +88,7 @@ def test_a_queued_task_never_starts(cml: Any, tmp_path):
         (tmp_path / "ran").touch()
 
     first = hold.remote()
-    wait_until((tmp_path / "holds").exists, "the first task did not begin")
+    wait_until((tmp_path / "holds").exists, 20, "the first task begins")
     queued = note.remote()
     cml.cancel(queued)
     cancelled(cml, queued)
@@ -109,7 +109,7 @@ def test_a_task_that_depends_on_a_cancelled_one_fails_with_it(cml: Any, tmp_path
 
     first = hang.remote()
     second = use.remote(first)
-    wait_until((tmp_path / "began").exists, "the task did not begin")
+    wait_until((tmp_path / "began").exists, 20, "the task begins")
     cml.cancel(first)
     cancelled(cml, second)
 
@@ -127,7 +127,7 @@ def test_children_are_cancelled_with_their_parent_unless_told(cml: Any, tmp_path
         cml.get(ref)
 
     ref = parent.remote("followed")
-    wait_until((tmp_path / "followed").exists, "the child did not begin")
+    wait_until((tmp_path / "followed").exists, 20, "the child begins")
     cml.cancel(ref)
     cancelled(cml, ref)
 
@@ -137,10 +137,10 @@ def test_children_are_cancelled_with_their_parent_unless_told(cml: Any, tmp_path
         return [ref], cml.get(ref)
 
     ref = keep.remote("spared")
-    wait_until((tmp_path / "spared").exists, "the child did not begin")
+    wait_until((tmp_path / "spared").exists, 20, "the child begins")
     cml.cancel(ref, recursive=False)
     cancelled(cml, ref)
-    wait_until((tmp_path / "spared.done").exists, "the child was cancelled too")
+    wait_until((tmp_path / "spared.done").exists, 20, "the child ends by itself")
 
 
 def test_force_ends_the_process_of_a_task_that_does_not_listen(cml: Any, tmp_path):
@@ -153,7 +153,7 @@ def test_force_ends_the_process_of_a_task_that_does_not_listen(cml: Any, tmp_pat
         time.sleep(1000)
 
     ref = stubborn.remote()
-    wait_until((tmp_path / "began").exists, "the task did not begin")
+    wait_until((tmp_path / "began").exists, 20, "the task begins")
     cml.cancel(ref, force=True)
     cancelled(cml, ref)
 
@@ -183,7 +183,7 @@ def test_a_task_that_cancels_is_named(cml: Any, tmp_path):
         cml.cancel(refs[0])
 
     ref = hang.remote()
-    wait_until((tmp_path / "began").exists, "the task did not begin")
+    wait_until((tmp_path / "began").exists, 20, "the task begins")
     cml.get(canceller.remote([ref]), timeout=20)
     cancelled(cml, ref, "by task .*canceller")
 
@@ -204,7 +204,7 @@ def test_a_call_of_a_plain_actor_is_interrupted_and_the_actor_lives_on(cml: Any,
     sleeper = Sleeper.remote()
     pid = cml.get(sleeper.pid.remote())
     running, queued, after = sleeper.sleep.remote(), sleeper.sleep.remote(), sleeper.pid.remote()
-    wait_until((tmp_path / "began").exists, "the call did not begin")
+    wait_until((tmp_path / "began").exists, 20, "the call begins")
     cml.cancel(queued)
     cml.cancel(running)
     cancelled(cml, running)
@@ -264,7 +264,7 @@ def test_a_threaded_call_ends_between_bytecodes_or_in_our_own_waits(cml: Any, tm
     threaded = Threaded.remote()
     refs = {"spins": threaded.spin.remote(), "waits": threaded.wait.remote()}
     for name, ref in refs.items():
-        wait_until((tmp_path / name).exists, "the call did not begin")
+        wait_until((tmp_path / name).exists, 20, "the call begins")
         cml.cancel(ref)
         cancelled(cml, ref)
     assert cml.get(threaded.fine.remote(), timeout=20)

@@ -17,6 +17,9 @@ from ._lines import Lines
 if TYPE_CHECKING:
     from ._actor_process import Actor
 
+REASON_WITHIN = 0.5
+"""Who cancelled is told beside the signal that interrupts: it comes within these seconds."""
+
 FUNCTIONS_KEPT = 256
 """Functions that an executor keeps loaded; the longest unused goes first, and is fetched again when it is needed."""
 
@@ -69,7 +72,7 @@ class Reports:
     def cancelled(self, task: _native.Task) -> None:
         """It was stopped on somebody's wish."""
         _finish_lines()
-        reason = task.cancel_reason() or "on request"
+        reason = task.cancel_reason(REASON_WITHIN) or "on request"
         task.fail(f"task {task.name} ({task.task_id}) was cancelled: {reason}", b"", False, "Cancelled")
 
     def leaving(self, task: _native.Task, leaving: SystemExit) -> None:

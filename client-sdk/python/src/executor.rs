@@ -1,7 +1,7 @@
 //! `Task`: one execution, as the executor's loop sees it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use client_runtime::{Got, HandleSource, Task as Claimed, Work};
 use cluster_types::client_node::ExecutorFailure;
@@ -250,8 +250,11 @@ impl Task {
         self.client.leave_user_code();
     }
 
-    fn cancel_reason(&self) -> Option<String> {
-        self.client.cancel_reason(self.claimed.tag)
+    /// Who cancelled it and why; waits so many seconds for the daemon to say so.
+    #[pyo3(signature = (timeout=0.0))]
+    fn cancel_reason(&self, py: Python<'_>, timeout: f64) -> Option<String> {
+        let patience = Duration::try_from_secs_f64(timeout).unwrap_or_default();
+        py.detach(|| self.client.cancel_reason(self.claimed.tag, patience))
     }
 
     /// The task ended well.

@@ -286,7 +286,7 @@ class Call:
     def arguments(self) -> Any:
         return self.args, {}
 
-    def cancel_reason(self) -> str | None:
+    def cancel_reason(self, timeout: float = 0.0) -> str | None:
         return self.reason
 
     def finish(self, result: Any) -> None:

@@ -1,5 +1,7 @@
 //! What only executors do: take tasks, run them, report.
 
+use std::time::{Duration, Instant};
+
 use cluster_store::slots::Tag;
 use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue};
 use cluster_types::{ClientToNode, Refs};
@@ -105,9 +107,18 @@ impl Client {
         self.shared().page.as_ref().is_some_and(|page| page.take_cancel())
     }
 
-    /// Who cancelled the task and why, if the daemon said so.
-    pub fn cancel_reason(&self, tag: u64) -> Option<String> {
-        self.shared().lock().cancels.get(&tag).cloned()
+    /// Who cancelled the task and why, as the daemon said. A signal overtakes what it said: waits for so long.
+    pub fn cancel_reason(&self, tag: u64, patience: Duration) -> Option<String> {
+        let shared = self.shared();
+        let known = shared.lock().cancels.get(&tag).cloned();
+        if known.is_some() || patience.is_zero() {
+            return known;
+        }
+        let manner = Manner::until(Some(Instant::now() + patience));
+        let said = shared.wait_until(manner, &mut || Ok(()), |inner| {
+            Ok(inner.cancels.get(&tag).cloned().map_or(Step::Wait(For::Cancel(tag)), Step::Done))
+        });
+        said.ok()
     }
 
     /// Reports how a task ended: one value per result with the refs inside it (each with a handle now; drop those

@@ -36,6 +36,8 @@ pub(crate) enum For {
     Reply(u64),
     /// A task to run.
     Run,
+    /// Why the task under this tag is to stop.
+    Cancel(u64),
     /// Something to print.
     Notice,
     /// The daemon to catch up.
@@ -89,6 +91,7 @@ impl Inner {
                 For::Memory(seen) => self.memory_news > seen,
                 For::Reply(number) => !matches!(self.replies.get(&number), Some(None)),
                 For::Run => !self.runs.is_empty() || !self.to_cancel.is_empty() || self.exit,
+                For::Cancel(tag) => self.cancels.contains_key(&tag),
                 For::Notice => !self.notices.is_empty(),
                 For::Room => backlog < BACKLOG_MAX,
             }

@@ -5,6 +5,7 @@
 mod fake;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use client_runtime::{Client, ClientError, Got, HandleSource, Kind, Parcel, View, Work};
 use cluster_store::slots::{DaemonPage, SlotState, Tag};
@@ -85,6 +86,9 @@ fn tasks_are_claimed_run_and_reported() {
     page.request_cancel(tag(1));
     assert!(client.take_cancel() && !client.take_cancel());
     client.leave_user_code();
+    assert_eq!(client.cancel_reason(1, Duration::ZERO), None);
+    daemon.say(&[NodeToClient::Cancel { tag: 1, reason: "by a test".to_owned() }]);
+    assert_eq!(client.cancel_reason(1, Duration::from_secs(10)).as_deref(), Some("by a test"));
     client.complete(1, Ok(vec![(small(b"done"), Refs::new())]), 12).unwrap();
     assert_eq!(page.state(1), SlotState::Empty);
     let third = next(&client).unwrap();
@@ -278,7 +282,7 @@ fn a_call_that_runs_at_once_with_others_is_told_to_stop_and_so_are_its_waits() {
         assert!(matches!(work, Some(Work::Cancel(1001))), "{work:?}");
         assert_eq!(waits.join().unwrap().unwrap_err(), ClientError::Cancelled);
     });
-    assert_eq!(client.cancel_reason(1001).as_deref(), Some("by a test"));
+    assert_eq!(client.cancel_reason(1001, Duration::ZERO).as_deref(), Some("by a test"));
     // One that had not begun is begun and told at once.
     daemon.say(&[run(1003, vec![]), cancel(1003)]);
     assert_eq!(next(&client).unwrap().tag, 1003);
