@@ -63,11 +63,12 @@ Examples:
   cluster status --address 10.0.0.1:8264 --token-file token
   cluster status --json | jq .resources.available")]
     Status(AskArgs),
-    /// List nodes, tasks or objects.
+    /// List nodes, tasks, actors or objects.
     #[command(after_help = "\
 Examples:
   cluster list nodes
   cluster list tasks --limit 1000
+  cluster list actors
   cluster list objects --json")]
     List(ListArgs),
     /// Say why a task is where it is: what it waits for, or what became of it.
@@ -212,6 +213,8 @@ pub enum Listed {
     Tasks,
     /// Objects that the head knows, largest first
     Objects,
+    /// Actors, newest first
+    Actors,
 }
 
 #[derive(Args, Debug)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster_types::query::{NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView};
+use cluster_types::query::{ActorView, NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView};
 use serde::Serialize;
 
 use crate::table::{Column, render};
@@ -232,6 +232,74 @@ impl ObjectReport {
         let mut text = render(&columns, &rows, "No objects.");
         if !reports.is_empty() {
             text += "(the last three columns: who holds it)\n";
+        }
+        text
+    }
+}
+
+#[derive(Serialize)]
+pub struct ActorReport {
+    id: String,
+    class: String,
+    name: String,
+    namespace: String,
+    state: String,
+    job: String,
+    node: String,
+    restarts: u32,
+    queued_calls: u64,
+    running_calls: u64,
+    error: String,
+}
+
+impl ActorReport {
+    pub fn new(view: ActorView) -> Self {
+        let ActorView { actor, class, name, namespace, state, job, node, restarts, queued, running, error } =
+            view;
+        Self {
+            id: actor,
+            class,
+            name,
+            namespace,
+            state,
+            job,
+            node,
+            restarts,
+            queued_calls: queued,
+            running_calls: running,
+            error,
+        }
+    }
+
+    pub fn table(reports: &[Self]) -> String {
+        let columns = [
+            Column::Left("ACTOR", 25),
+            Column::Left("CLASS", 20),
+            Column::Left("NAME", 16),
+            Column::Left("STATE", 10),
+            Column::Left("NODE", 16),
+            Column::Right("RESTARTS"),
+            Column::Right("QUEUED"),
+            Column::Right("RUNNING"),
+        ];
+        let rows: Vec<_> = reports
+            .iter()
+            .map(|actor| {
+                vec![
+                    short_id(&actor.id),
+                    actor.class.clone(),
+                    actor.name.clone(),
+                    actor.state.clone(),
+                    actor.node.clone(),
+                    actor.restarts.to_string(),
+                    actor.queued_calls.to_string(),
+                    actor.running_calls.to_string(),
+                ]
+            })
+            .collect();
+        let mut text = render(&columns, &rows, "No actors.");
+        for actor in reports.iter().filter(|actor| !actor.error.is_empty()) {
+            text += &format!("{}\n", actor.error);
         }
         text
     }

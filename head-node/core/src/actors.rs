@@ -389,7 +389,6 @@ impl Head {
                 state: state.to_owned(),
                 job: actor.spec.job.to_string(),
                 node: actor.node.as_deref().filter(|_| living).unwrap_or_default().to_owned(),
-                pid: 0,
                 restarts: actor.restarts,
                 queued: actor.calls.waiting() as u64,
                 running: actor.calls.handed_out as u64,

@@ -180,8 +180,6 @@ pub struct ActorView {
     pub job: String,
     /// Where it lives; empty if nowhere.
     pub node: String,
-    /// The process; 0 if none.
-    pub pid: u32,
     /// How often it was made anew.
     pub restarts: u32,
     /// Calls that it was not given yet.

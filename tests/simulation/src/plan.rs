@@ -32,7 +32,7 @@ impl Plan {
             actions: 60,
             node_losses: if shape == 3 { 2 } else { 0 },
             crash_one_in: if shape >= 2 { 40 } else { 0 },
-            actors: seed % 3 == 0,
+            actors: seed.is_multiple_of(3),
             watch: None,
         }
     }
