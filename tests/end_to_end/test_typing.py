@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
+from typing import Any
+
 import concurrent_ml as cml
 from typing_extensions import assert_type
 
@@ -20,6 +22,39 @@ def length(word: str, times: int = 1) -> int:
 @cml.remote(num_cpus=0.5, max_retries=2)
 def words(count: int) -> list[str]:
     return ["word"] * count
+
+@cml.remote
+class Counter(cml.Actor):
+    def __init__(self, start: int = 0) -> None:
+        self.count = start
+
+    @cml.method
+    def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+    @cml.method(concurrency_group="io")
+    async def name(self, prefix: str) -> str:
+        return prefix + str(self.add(0))
+
+    @cml.method(num_returns=2)
+    def both(self) -> tuple[int, int]:
+        return 1, 2
+
+@cml.remote(max_restarts=2)
+class Plain:
+    def work(self) -> int:
+        return 1
+
+async def actors() -> None:
+    counter = Counter.options(concurrency_groups={"io": 1}).remote(5)
+    assert_type(cml.get(counter.add.remote(1)), int)
+    assert_type(await counter.name.remote("a"), str)
+    assert_type(counter.both.remote(), list[cml.ObjectRef[Any]])
+    assert_type(counter.add.options(name="more").remote(n=2), cml.ObjectRef[int])
+    cml.kill(counter)
+    # Of a class that does not derive from Actor, methods are known to be remote, not what they return.
+    assert_type(Plain.remote().work.remote(), cml.ObjectRef[Any])
 
 async def main() -> None:
     assert_type(cml.get(length.remote("a")), int)
@@ -48,6 +83,19 @@ length.remote()
 length("a")
 cml.get(5)
 cml.remote(num_cpu=1)
+
+@cml.remote
+class Counter(cml.Actor):
+    def __init__(self, start: int) -> None: ...
+    @cml.method
+    def add(self, n: int) -> int:
+        return n
+
+counter = Counter.remote("five")
+counter.add.remote("one")
+counter.add.options(num_returnz=2)
+cml.kill(5)
+Counter(1)
 """
 
 
@@ -81,4 +129,4 @@ def test_results_have_the_types_of_the_functions(tmp_path: Path):
 @pytest.mark.timeout(120)
 def test_wrong_calls_are_found_where_they_are_written(tmp_path: Path):
     lines = {entry["range"]["start"]["line"] + 1 for entry in check(WRONG, tmp_path)}
-    assert lines == {8, 9, 10, 11, 12}
+    assert lines == {8, 9, 10, 11, 12, 21, 22, 23, 24, 25}

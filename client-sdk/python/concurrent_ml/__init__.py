@@ -11,7 +11,7 @@
 """
 
 from . import _native, exceptions
-from ._actor import ActorClass, ActorHandle, ActorMethod, cancel, exit_actor, get_actor, kill, method
+from ._actor import Actor, ActorClass, ActorHandle, ActorMethod, cancel, exit_actor, get_actor, kill, method
 from ._api import (
     available_resources,
     cluster_resources,
@@ -30,6 +30,7 @@ from ._remote import RemoteFunction, remote
 __version__ = _native.VERSION
 
 __all__ = [
+    "Actor",
     "ActorClass",
     "ActorHandle",
     "ActorMethod",

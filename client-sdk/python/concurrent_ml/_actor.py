@@ -8,7 +8,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from . import _calls, _native, _state
 from ._native import ObjectRef
@@ -18,11 +18,13 @@ from .exceptions import ClusterClosedError, ConnectionLostError, _ActorExit
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from . import _actor_types
     from ._options import AllActorOptions, AllMethodOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+A = TypeVar("A", bound="Actor")
 F = TypeVar("F", bound=Callable[..., Any])
 
 ASYNC_CONCURRENCY = 1000
@@ -74,11 +76,7 @@ def _handle_from(ref: ObjectRef[Any], pickled: bytes) -> ActorHandle[Any]:
 # ---- methods ----
 
 
-@overload
-def method(function: F, /) -> F: ...
-@overload
-def method(*, num_returns: int = 1, concurrency_group: str | None = None) -> Callable[[F], F]: ...
-def method(function: Any = None, /, **options: Any) -> Any:
+def _method(function: Any = None, /, **options: Any) -> Any:
     """Options of one method: how many values it returns, and its concurrency group.
 
     >>> import concurrent_ml as cml
@@ -102,6 +100,26 @@ def method(function: Any = None, /, **options: Any) -> Any:
         return function
 
     return mark(function) if function is not None else mark
+
+
+method = cast("_actor_types.Method", _method)
+
+
+class Actor:
+    """A base that a class of actors may have, so that type checkers know the methods of its handles.
+
+    >>> import concurrent_ml as cml
+    >>> @cml.remote
+    ... class Counter(cml.Actor):
+    ...     count = 0
+    ...     @cml.method
+    ...     def add(self, n: int = 1) -> int:
+    ...         self.count += n
+    ...         return self.count
+
+    Here `Counter.remote()` is a handle with `add.remote(n: int = 1) -> ObjectRef[int]`. When the program runs, the
+    base changes nothing.
+    """
 
 
 class ActorMethod(Generic[P, R]):
@@ -440,6 +458,20 @@ class ActorClass(Generic[P, T]):
         return f"ActorClass({self._class.__qualname__.rpartition('<locals>.')[2]})"
 
 
+class TypedActorClass(ActorClass[P, A], Generic[P, A]):
+    """What type checkers take a class derived from `Actor` for: its handles have its own type."""
+
+    if TYPE_CHECKING:
+
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> A:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """Makes an actor; returns its handle at once."""
+            ...
+
+        def options(self, **options: Unpack[AllActorOptions]) -> TypedActorClass[P, A]:
+            """The same class with other options."""
+            ...
+
+
 def _functions(cls: type[Any]) -> list[tuple[str, Callable[..., Any]]]:
     """Methods by name, inherited ones too, but those of `object`."""
     found = []
@@ -473,7 +505,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     return _handle_from(*found)
 
 
-def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
+def kill(actor: ActorHandle[Any] | Actor, *, no_restart: bool = True) -> None:
     """Ends an actor at once: what it runs is interrupted, and its calls fail.
 
     With `no_restart=False` it is made anew, if it has restarts left (`max_restarts`).
@@ -518,6 +550,7 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
 
 
 __all__ = [
+    "Actor",
     "ActorClass",
     "ActorHandle",
     "ActorMethod",

@@ -20,7 +20,7 @@ from typing import (
 )
 
 from . import _calls, _native, _state
-from ._actor import ActorClass
+from ._actor import Actor, ActorClass, TypedActorClass
 from ._native import ObjectRef
 from ._options import ActorOptions, Options
 
@@ -34,6 +34,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 B = TypeVar("B")
 T = TypeVar("T")
+A_ = TypeVar("A_", bound=Actor)
 
 
 class RemoteFunction(Generic[P, R]):
@@ -159,12 +160,17 @@ def _retry_bytes(wanted: bool | tuple[type[BaseException], ...]) -> bytes:
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...  # pyright: ignore[reportOverlappingOverload]
+    def __call__(self, cls: Callable[P, A_], /) -> TypedActorClass[P, A_]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
 class _ClassDecorator(Protocol):
+    @overload
+    def __call__(self, cls: Callable[P, A_], /) -> TypedActorClass[P, A_]: ...
+    @overload
     def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...
 
 
@@ -173,7 +179,9 @@ class _DecoratorOfMany(Protocol):
 
 
 @overload
-def remote(cls: type[T], /) -> ActorClass[..., T]: ...  # pyright: ignore[reportOverlappingOverload]
+def remote(cls: Callable[P, A_], /) -> TypedActorClass[P, A_]: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def remote(cls: type[T], /) -> ActorClass[..., T]: ...
 @overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload

@@ -140,7 +140,7 @@ def test_options_of_a_class_given_to_the_decorator():
     )
     assert cml.remote(Counter)._options.num_cpus == 0, "an actor holds no CPU unless it asks for one"
     with pytest.raises(TypeError, match="'max_restarts' is no option of a remote function"):
-        cml.remote(max_restarts=1)(lambda: 1)  # pyright: ignore[reportArgumentType]
+        cml.remote(max_restarts=1)(lambda: 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_a_method_in_a_group_that_the_class_has_not_is_told_when_an_actor_is_made():
