@@ -1,5 +1,7 @@
 //! Tests of the head: event tables in a small language, and random histories.
 
+mod actors;
+mod cancel;
 mod liveness;
 mod random;
 mod scene;
