@@ -268,3 +268,43 @@ def test_a_threaded_call_ends_between_bytecodes_or_in_our_own_waits(cml: Any, tm
         cml.cancel(ref)
         cancelled(cml, ref)
     assert cml.get(threaded.fine.remote(), timeout=20)
+
+
+# ---- by itself ----
+
+
+def test_a_task_that_runs_longer_than_its_timeout_is_cancelled_with_its_children(cml: Any, tmp_path):
+    @cml.remote(num_cpus=0.1)
+    def child():
+        (tmp_path / "child").write_text(str(os.getpid()))
+        time.sleep(1000)
+
+    @cml.remote(num_cpus=0.1, timeout="500ms")
+    def parent():
+        ref = child.remote()
+        cml.get(ref)
+
+    @cml.remote
+    def quick():
+        return 1
+
+    cancelled(cml, parent.remote(), "it ran longer than its timeout of 0.5 s")
+    assert cml.get(quick.options(timeout=20).remote()) == 1
+    with pytest.raises(ValueError, match='like "500ms"'):
+        quick.options(timeout="soon")
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_calls_have_timeouts_too(cml: Any, concurrency: int):
+    @cml.remote(max_concurrency=concurrency)
+    class Sleeper:
+        def sleep(self):
+            while True:
+                time.sleep(0.01)
+
+        def fine(self):
+            return True
+
+    sleeper = Sleeper.remote()
+    cancelled(cml, sleeper.sleep.options(timeout=0.3).remote(), "timeout of 0.3 s")
+    assert cml.get(sleeper.fine.remote(), timeout=20)

@@ -154,7 +154,7 @@ class ActorMethod(Generic[P, R]):
             raise
 
     def options(self, **options: Unpack[AllMethodOptions]) -> ActorMethod[P, R]:
-        """The same method with other options: `num_returns`, `concurrency_group`, `name`."""
+        """The same method with other options: `num_returns`, `concurrency_group`, `name`, `timeout`."""
         chosen = (self._options or self._declared()).changed(options)
         return ActorMethod(self._ref, self._description, self._name, self._generation, chosen)
 
@@ -189,6 +189,7 @@ class ActorMethod(Generic[P, R]):
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, name),
             method=(self._name, group),
+            timeout=options.timeout,
         )
         return self._native
 

@@ -172,7 +172,8 @@ class Threads:
     def call(self, task: _native.Task) -> Any:
         try:
             args, kwargs = task.arguments()
-            return self.actor.method(task.method[0])(*args, **kwargs)
+            with self.reports.limit(task):
+                return self.actor.method(task.method[0])(*args, **kwargs)
         finally:
             # From here on nothing is raised in it any more, and what was to be is forgotten.
             with self.lock:
@@ -280,9 +281,10 @@ class EventLoop:
         try:
             async with self.limits.get(group) or self.limits[""]:
                 args, kwargs = task.arguments()
-                result = self.actor.method(name)(*args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
+                with reports.limit(task):
+                    result = self.actor.method(name)(*args, **kwargs)
+                    if inspect.isawaitable(result):
+                        result = await result
             reports.finished(task, result)
         except SystemExit as leaving:
             reports.leaving(task, leaving)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import _native, _state, _zygote, exceptions
@@ -38,6 +40,26 @@ def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
         loop.actor.let_calls_end(client)
 
 
+@contextlib.contextmanager
+def timed(task: _native.Task, seconds: float) -> Iterator[None]:
+    """A task that runs for longer asks to be cancelled, as anybody could: its children are cancelled with it."""
+
+    def ask() -> None:
+        with contextlib.suppress(exceptions.ClusterError):
+            task.cancel(f"it ran longer than its timeout of {seconds:g} s")
+
+    timer = threading.Timer(seconds, ask)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+_NO_LIMIT = contextlib.nullcontext()
+
+
 class Reports:
     """How a task's end is told."""
 
@@ -53,6 +75,11 @@ class Reports:
             raise
         except BaseException as error:
             self.ended_by(task, error)
+
+    def limit(self, task: _native.Task) -> contextlib.AbstractContextManager[None]:
+        """What user code runs in: it ends when its time is over."""
+        seconds = task.timeout
+        return _NO_LIMIT if seconds is None else timed(task, seconds)
 
     def finished(self, task: _native.Task, result: Any) -> None:
         """It returned."""
@@ -143,9 +170,13 @@ class _Loop:
             self.threads.allow(task.num_cpus)
             function = self.function(task)
         args, kwargs = task.arguments()
+        seconds = task.timeout
         task.enter()
         try:
-            return function(*args, **kwargs)
+            if seconds is None:
+                return function(*args, **kwargs)
+            with timed(task, seconds):
+                return function(*args, **kwargs)
         finally:
             task.leave()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
@@ -23,6 +24,7 @@ class OtherOptions(TypedDict, total=False):
     name: str | None
     runtime_env: Mapping[str, Any] | None
     scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+    timeout: str | float | None
 
 
 class AllOptions(OtherOptions, total=False):
@@ -56,6 +58,7 @@ class AllMethodOptions(TypedDict, total=False):
     num_returns: int
     concurrency_group: str | None
     name: str | None
+    timeout: str | float | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Options:
     name: str | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     scheduling_strategy: str = "DEFAULT"
+    timeout: float | None = None
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -122,6 +126,7 @@ class MethodOptions:
     num_returns: int = 1
     concurrency_group: str | None = None
     name: str | None = None
+    timeout: float | None = None
 
     def changed(self, given: Mapping[str, Any]) -> MethodOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -279,6 +284,23 @@ def runtime_env(key: str, value: Any) -> dict[str, Any]:
     return {"env_vars": dict(variables)}
 
 
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def duration(key: str, value: Any) -> float | None:
+    """Seconds, from a number of them or a text like "30s"."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h)\s*", value)
+        if found is None:
+            raise ValueError(f'{key} is {value!r}; it must be like "500ms", "30s", "5m" or "2h", or seconds')
+        value = float(found[1]) * _UNITS[found[2]]
+    if amount(key, value) <= 0:
+        raise ValueError(f"{key} is {value}; it must be more than 0")
+    return float(value)
+
+
 def _strategy(key: str, value: Any) -> str:
     if value in (None, "DEFAULT", "SPREAD"):
         return value or "DEFAULT"
@@ -301,6 +323,7 @@ _CHECKS = {
     "name": _name,
     "runtime_env": runtime_env,
     "scheduling_strategy": _strategy,
+    "timeout": duration,
 }
 
 _ACTOR_CHECKS = {
@@ -324,4 +347,5 @@ _METHOD_CHECKS = {
     "num_returns": _count,
     "concurrency_group": _name,
     "name": _name,
+    "timeout": duration,
 }

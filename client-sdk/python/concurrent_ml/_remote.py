@@ -118,6 +118,7 @@ class RemoteFunction(Generic[P, R]):
                 retry_exceptions=_retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
                 spread=options.scheduling_strategy == "SPREAD",
+                timeout=options.timeout,
                 parameters=_calls.parameters(signature),
                 complain=functools.partial(_calls.complain, signature, name),
             )
@@ -196,7 +197,8 @@ def remote(*args: Any, **options: Any) -> Any:
     Options of a function: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources`
     (`{"name": amount}`), `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost),
     `retry_exceptions` (False, True, or a list of classes: which of the function's own exceptions are retried too),
-    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD").
+    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD"), `timeout` (seconds,
+    or "30s": it is cancelled when it has run for so long).
 
     >>> import concurrent_ml as cml
     >>> @cml.remote(num_cpus=0.5)

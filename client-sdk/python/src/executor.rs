@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client_runtime::{Got, HandleSource, Task as Claimed, Work};
-use cluster_types::client_node::ExecutorFailure;
+use cluster_types::client_node::{Cancellation, ExecutorFailure};
 use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -35,6 +35,30 @@ pub(crate) fn within(py: Python<'_>) -> Option<u64> {
     }
     let task = RUNNING.get(py)?.bind(py).call0().ok()?;
     task.cast::<Task>().ok().map(|task| task.get().claimed.tag)
+}
+
+/// Before what is left of [`TaskTemplate::retry_exceptions`], which only executors read: seconds that the task may run.
+/// No pickle begins so.
+///
+/// [`TaskTemplate::retry_exceptions`]: cluster_types::TaskTemplate::retry_exceptions
+const TIMEOUT: u8 = b'T';
+
+/// What the executor is to know of retries and time.
+pub(crate) fn for_executor(timeout: Option<f64>, retry_exceptions: Vec<u8>) -> Vec<u8> {
+    match timeout {
+        None => retry_exceptions,
+        Some(seconds) => [&[TIMEOUT], &seconds.to_be_bytes()[..], &retry_exceptions].concat(),
+    }
+}
+
+fn split_timeout(bytes: &[u8]) -> (Option<f64>, &[u8]) {
+    match bytes.split_first() {
+        Some((&TIMEOUT, rest)) => match rest.split_first_chunk() {
+            Some((seconds, rest)) => (Some(f64::from_be_bytes(*seconds)), rest),
+            None => (None, &[]),
+        },
+        _ => (None, bytes),
+    }
 }
 
 /// A task to execute.
@@ -193,7 +217,20 @@ impl Task {
 
     #[getter]
     fn retry_exceptions<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.claimed.spec.template.retry_exceptions)
+        PyBytes::new(py, split_timeout(&self.claimed.spec.template.retry_exceptions).1)
+    }
+
+    /// Seconds that it may run.
+    #[getter]
+    fn timeout(&self) -> Option<f64> {
+        split_timeout(&self.claimed.spec.template.retry_exceptions).0
+    }
+
+    /// Asks that this very task be cancelled, and what it submitted.
+    fn cancel(&self, py: Python<'_>, reason: String) -> PyResult<()> {
+        let object = self.claimed.spec.id.result(0);
+        let what = Cancellation { object, force: false, recursive: true, reason };
+        self.client.cancel(what).map_err(|error| client_error(py, error, None))
     }
 
     /// The function; call it where `function_id` is new.

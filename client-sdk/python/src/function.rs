@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::connection::{Client, interruptible};
 use crate::errors::client_error;
-use crate::executor::within;
+use crate::executor::{for_executor, within};
 use crate::object_ref::ObjectRef;
 use crate::value::to_parcel;
 
@@ -97,7 +97,7 @@ fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None, timeout=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -116,6 +116,7 @@ impl Function {
         complain: Py<PyAny>,
         actor: Option<Traits>,
         method: Option<(String, String)>,
+        timeout: Option<f64>,
     ) -> PyResult<Self> {
         let kind = match (actor, method) {
             (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
@@ -138,7 +139,7 @@ impl Function {
             resources: request,
             num_returns,
             max_retries,
-            retry_exceptions: retry_exceptions.into(),
+            retry_exceptions: for_executor(timeout, retry_exceptions).into(),
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
             kind,

@@ -276,7 +276,7 @@ class Call:
 
     def __init__(self, tag: int, name: str, *args: Any, group: str = "", reason: str | None = None) -> None:
         self.tag, self.name, self.task_id, self.attempt = tag, name, f"t{tag}", 1
-        self.kind, self.retry_exceptions = 2, b""
+        self.kind, self.retry_exceptions, self.timeout = 2, b"", None
         self.method = (name, group)
         self.args = args
         self.reason = reason
