@@ -343,6 +343,10 @@ impl Head {
         let (Some(node), id, attempt) = (task.node(), task.spec.id, self.tasks.attempt_of(task)) else {
             return;
         };
+        if let Some(actor) = self.actors.get_mut(id.result(0)) {
+            // From now on its node returns what comes for it.
+            actor.ending.get_or_insert((reason.to_owned(), false));
+        }
         self.send(node, HeadToNode::EndActor { task: id, attempt, reason: reason.to_owned(), force });
     }
 

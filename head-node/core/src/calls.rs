@@ -25,6 +25,9 @@ pub(crate) struct Calls {
     /// Those that may be handed out, in the order in which they became so.
     next: VecDeque<(ClientId, u64)>,
     pub handed_out: usize,
+    /// Its node returned a call though the actor is said to live: the news is on its way, and until then nothing is
+    /// handed out but once a tick.
+    paused: bool,
 }
 
 #[derive(Debug)]
@@ -40,7 +43,7 @@ fn key(id: TaskId) -> (ClientId, u64) {
 
 impl Calls {
     pub fn new(in_order: bool) -> Self {
-        Self { in_order, queue: BTreeMap::new(), next: VecDeque::new(), handed_out: 0 }
+        Self { in_order, queue: BTreeMap::new(), next: VecDeque::new(), handed_out: 0, paused: false }
     }
 
     /// Not handed out.
@@ -168,12 +171,32 @@ impl Head {
         }
     }
 
+    /// The node gave a call back.
+    pub(crate) fn call_returned(&mut self, handle: ObjectId) {
+        if self.home_of(handle).is_some()
+            && let Some(actor) = self.actors.get_mut(handle)
+            && !std::mem::replace(&mut actor.calls.paused, true)
+        {
+            self.paused_actors.push(handle);
+        }
+    }
+
+    /// At every tick.
+    pub(crate) fn resume_calls(&mut self) {
+        for handle in std::mem::take(&mut self.paused_actors) {
+            if let Some(actor) = self.actors.get_mut(handle) {
+                actor.calls.paused = false;
+                self.feed_actor(handle);
+            }
+        }
+    }
+
     /// Hands out what may go, if the actor lives.
     pub(crate) fn feed_actor(&mut self, handle: ObjectId) {
         let Some((node, _)) = self.home_of(handle) else { return };
         loop {
             let Some(actor) = self.actors.get_mut(handle) else { return };
-            if actor.calls.handed_out >= WINDOW {
+            if actor.calls.handed_out >= WINDOW || actor.calls.paused {
                 return;
             }
             let Some(ix) = actor.calls.take_next() else { return };

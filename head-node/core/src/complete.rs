@@ -127,6 +127,9 @@ impl Head {
     pub(crate) fn returned(&mut self, node: NodeIx, attempts: &[(TaskId, Attempt)]) {
         for (id, attempt) in attempts {
             let Some(ix) = self.tasks.current(*id, *attempt, node) else { continue };
+            if let Some(actor) = self.tasks.get(ix).and_then(|task| task.spec.called_actor()) {
+                self.call_returned(actor);
+            }
             self.detach(ix);
             self.nodes.mark_dirty(node);
             if self.tasks.get(ix).is_some_and(|task| task.cancelled) {

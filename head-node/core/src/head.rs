@@ -52,6 +52,8 @@ pub struct Head {
     pub(crate) objects: Objects,
     pub(crate) tasks: Tasks,
     pub(crate) actors: Actors,
+    /// Those whose calls go on at the next tick.
+    pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
     pub(crate) children: Map<TaskId, Vec<TaskId>>,
     pub(crate) shapes: Shapes,
@@ -78,6 +80,7 @@ impl Head {
             objects: Objects::default(),
             tasks,
             actors: Actors::default(),
+            paused_actors: Vec::new(),
             children: Map::default(),
             shapes: Shapes::default(),
             out: Vec::new(),
@@ -197,6 +200,7 @@ impl Head {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
         self.give_notices();
+        self.resume_calls();
         self.care_for_the_starving();
     }
 

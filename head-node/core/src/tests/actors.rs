@@ -331,3 +331,15 @@ fn calls_of_what_is_no_actor_fail() {
     assert_eq!(scene.failed_with(1, lost).kind, FailureKind::ActorDied);
     scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: no_actor.result(0), restart: false });
 }
+
+#[test]
+fn a_call_that_comes_back_from_an_actor_said_to_live_goes_again_at_the_next_tick() {
+    let mut scene = Scene::cluster(&[1]);
+    let actor = living(&mut scene, ActorTraits::default());
+    let id = call(&mut scene, actor.task, 0, &[]);
+    let sent = scene.assigned_one();
+    scene.tell(1, NodeToHead::Returned(vec![(sent.task, sent.attempt)]));
+    assert!(scene.assigned().is_empty(), "it would come back again and again");
+    scene.pass(cluster_types::Span::millis(100));
+    assert_eq!(scene.assigned_one().task, id);
+}
