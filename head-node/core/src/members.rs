@@ -123,8 +123,12 @@ impl Head {
             let is_call = task.spec.called_actor().is_some();
             let (cancelled, may_retry) = (task.cancelled, task.may_retry());
             let id = task.spec.id;
+            let of_actor = match task.spec.called_actor() {
+                Some(handle) => format!("; {}", self.death_of(handle, "its node is lost").message),
+                None => String::new(),
+            };
             let message = format!(
-                "task {} ({id}) ran on node {}, which is lost ({why}), and it was tried {} times already",
+                "task {} ({id}) ran on node {}, which is lost ({why}), and it was tried {} times already{of_actor}",
                 task.spec.template.name,
                 node.hostname,
                 task.retries + 1

@@ -38,6 +38,13 @@ pub(crate) struct Actor {
     ending: Option<String>,
 }
 
+impl Actor {
+    /// For people; the SDK reads the id from it.
+    fn title(&self) -> String {
+        format!("actor {} ({})", self.class, self.task.result(0))
+    }
+}
+
 /// Actors by their handles' objects.
 pub(crate) type Actors = Map<ObjectId, Actor>;
 
@@ -188,9 +195,9 @@ impl Node {
             let Some(actor) = self.actors.remove(&handle) else { return };
             self.tell_actor_died(&actor, &why, Retry::No, effects);
             self.end_attempt(task, Some(client), Outcome::Failed(failure), Retry::No, micros, None, effects);
-            self.return_calls(actor.queue, effects);
             let sent = self.executors.get_mut(&executor).map(|known| std::mem::take(&mut known.sent));
-            self.lose_calls(sent.unwrap_or_default(), &[], &why, effects);
+            self.lose_calls(&actor, sent.unwrap_or_default(), &[], &why, effects);
+            self.return_calls(actor.queue, effects);
             self.end_executor(executor, effects);
             return;
         }
@@ -239,12 +246,12 @@ impl Node {
             }
         };
         self.tell_actor_died(&actor, &why, retry, effects);
-        self.lose_calls(gone.sent, unstarted, &why, effects);
+        self.lose_calls(&actor, gone.sent, unstarted, &why, effects);
         self.return_calls(actor.queue, effects);
     }
 
     fn tell_actor_died(&mut self, actor: &Actor, why: &str, retry: Retry, effects: &mut Vec<Effect>) {
-        let message = format!("actor {} ({}) died: {why}", actor.class, actor.task.result(0));
+        let message = format!("{} died: {why}", actor.title());
         let outcome = Outcome::Failed(failure(FailureKind::ActorDied, message, Some(actor.task)));
         let (task, attempt) = (actor.task, actor.attempt);
         let done =
@@ -255,6 +262,7 @@ impl Node {
     /// Calls that were sent to an actor that is no more.
     fn lose_calls(
         &mut self,
+        actor: &Actor,
         sent: impl IntoIterator<Item = Sent>,
         unstarted: &[u64],
         why: &str,
@@ -272,7 +280,7 @@ impl Node {
                     (FailureKind::Cancelled, message, Retry::No)
                 }
                 None => {
-                    let message = format!("{} failed because its actor died: {why}", self.name(sent.task));
+                    let message = format!("{} failed: {} died: {why}", self.name(sent.task), actor.title());
                     (FailureKind::ActorDied, message, Retry::Infrastructure)
                 }
             };
