@@ -50,6 +50,9 @@ impl World {
             Effect::DropSegment { segment } => {
                 // Also said of one that could not be made.
                 self.segments.remove(&segment);
+                // What a dead writer was the last to see, and nobody can reach, goes with it.
+                let gone = &self.head.gone;
+                self.sealed.retain(|range, (_, object)| range.segment != segment || !gone.contains(object));
                 if self.sealed.keys().any(|range| range.segment == segment) {
                     self.fail("a segment with objects in it was dropped");
                 }
