@@ -232,6 +232,15 @@ impl Head {
         }
         self.let_go(&task.spec);
         failure.kind = FailureKind::ActorDied;
+        // Its submitter was out of touch, came back while it ended, and waits for the handle again.
+        if self.pending_result(ix, task.spec.id, 0).is_some() {
+            let outcome = Outcome::Failed(failure.clone());
+            let told = FinishedOutcome::from(&outcome);
+            self.set_results(ix, &task.spec, outcome, None);
+            if let Some(node) = self.clients.get(&task.spec.id.client).map(|submitter| submitter.node) {
+                self.send(node, HeadToNode::Finished { task: task.spec.id, outcome: told });
+            }
+        }
         self.close_actor(&task.spec, failure);
     }
 
@@ -363,7 +372,10 @@ impl Head {
         }
         let task = self.tasks.get(actor.task?)?;
         match task.state {
-            TaskState::Alive { node, .. } => Some((node, self.tasks.attempt_of(task))),
+            // While a node is being taken out of the books, nothing goes there.
+            TaskState::Alive { node, .. } if self.nodes.is_alive(node) => {
+                Some((node, self.tasks.attempt_of(task)))
+            }
             _ => None,
         }
     }

@@ -56,6 +56,8 @@ impl Head {
             Outcome::Ok(results) if makes_actor && results.len() == 1 => {
                 return self.actor_made(ix, node, lease.unwrap_or_default(), results, micros);
             }
+            // No making: one that lived before dies of it, and its submitter hears of no second end (TASK-1).
+            outcome if makes_actor => check_outcome(outcome, &spec, &self.nodes.name(node)),
             outcome => outcome,
         };
         if self.is_revived_and_cancelled(ix, &outcome) {
@@ -93,6 +95,13 @@ impl Head {
             self.cancel_attempt(node, heir, attempt, "this attempt was superseded");
             return false;
         };
+        // A call or a living actor takes over no lease, whatever its node says.
+        let waits_for_lease = self.tasks.get(ix).is_some_and(|task| {
+            matches!(task.state, TaskState::Prefetched { .. } | TaskState::Leased { .. })
+        });
+        if !waits_for_lease {
+            return false;
+        }
         let granted = self.detach(ix).is_some();
         let Some(task) = self.tasks.get(ix) else { return false };
         let spec = task.spec.clone();
@@ -356,7 +365,12 @@ impl Head {
         }
     }
 
-    fn pending_result(&self, ix: TaskIx, task: TaskId, index: u32) -> Option<crate::slab::ObjectIx> {
+    pub(crate) fn pending_result(
+        &self,
+        ix: TaskIx,
+        task: TaskId,
+        index: u32,
+    ) -> Option<crate::slab::ObjectIx> {
         let object_ix = self.objects.find(task.result(index))?;
         let object = self.objects.get(object_ix)?;
         matches!(object.value, ObjectValue::Pending(maker) if maker == ix).then_some(object_ix)

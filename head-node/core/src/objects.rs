@@ -190,6 +190,25 @@ impl Objects {
         object.value = ObjectValue::Available { size, inline, home };
     }
 
+    /// A task will make it, and its submitter holds it. A value it had (its maker was out of touch, and submits again)
+    /// counts no more, nor what was inside that (REF-1).
+    pub fn set_pending(&mut self, ix: ObjectIx, maker: TaskIx) {
+        let Some(object) = self.slab.get_mut(ix) else { return };
+        if let ObjectValue::Available { inline: Some(bytes), .. } = &object.value {
+            self.cached_bytes -= bytes.len() as u64;
+        }
+        object.value = ObjectValue::Pending(maker);
+        object.own = true;
+        let contains = object.existing_more().map(|more| std::mem::take(&mut more.contains));
+        for inner in contains.into_iter().flatten() {
+            let Some(inner) = self.find(inner) else { continue };
+            if let Some(object) = self.slab.get_mut(inner) {
+                object.containers -= 1;
+            }
+            self.doubtful.push(inner);
+        }
+    }
+
     /// Sets any other value.
     pub fn set_failed(&mut self, ix: ObjectIx, failure: Failure) {
         let Some(object) = self.slab.get_mut(ix) else { return };

@@ -25,11 +25,11 @@ impl Head {
         if self.tasks.ended(spec.id) {
             return;
         }
-        self.make_detached_job(node, &spec);
         if let Err(reason) = self.check_spec(node, &spec) {
             self.reject(node, &spec, &reason);
             return;
         }
+        self.make_detached_job(&spec);
         let id = spec.id;
         if let Some(parent) = spec.parent
             && self.tasks.find(parent).is_some()
@@ -52,10 +52,7 @@ impl Head {
         // Rule R2: the results are known from now on, with the submitter as holder.
         for index in 0..returns {
             let object = self.objects.find_or_insert(id.result(index), || ObjectValue::Pending(task_ix));
-            if let Some(object) = self.objects.get_mut(object) {
-                object.value = ObjectValue::Pending(task_ix);
-                object.own = true;
-            }
+            self.objects.set_pending(object, task_ix);
         }
         let Some(task) = self.tasks.get(task_ix) else { return };
         let (spec, stamp) = (task.spec.clone(), task.stamp);
@@ -122,14 +119,20 @@ impl Head {
             return Err("the process that submitted it is not attached to the cluster".to_owned());
         };
         let detached = matches!(&spec.template.kind, TaskKind::Actor(traits) if traits.detached);
+        if detached && self.jobs.contains_key(&spec.job) {
+            // Its end would end that job.
+            return Err(format!("job {} exists already: a detached actor is a job of its own", spec.job));
+        }
         if client.job != spec.job && !detached {
             return Err(format!(
                 "it names job {}, but its submitter belongs to job {}",
                 spec.job, client.job
             ));
         }
-        if !self.jobs.contains_key(&spec.job) {
-            return Err(format!("its job {} has ended", spec.job));
+        // What a detached actor's job knows, it knows from its maker's.
+        let job = if detached { client.job } else { spec.job };
+        if !self.jobs.contains_key(&job) {
+            return Err(format!("its job {job} has ended"));
         }
         let template = &spec.template;
         if template.num_returns > MOST_RETURNS {
@@ -144,14 +147,12 @@ impl Head {
     }
 
     /// A detached actor is a job of its own (rule A6), with what executors knew of its maker's.
-    fn make_detached_job(&mut self, node: NodeIx, spec: &TaskSpec) {
+    fn make_detached_job(&mut self, spec: &TaskSpec) {
         let TaskKind::Actor(traits) = &spec.template.kind else { return };
-        let Some(client) = self.clients.get(&spec.id.client).filter(|client| client.node == node) else {
-            return;
-        };
-        if !traits.detached || self.jobs.contains_key(&spec.job) {
+        if !traits.detached {
             return;
         }
+        let Some(client) = self.clients.get(&spec.id.client) else { return };
         let Some(info) = self.jobs.get(&client.job).map(|job| job.info.clone()) else { return };
         let job = Job { driver: spec.id.client, info, submitters: Set::default(), noticed: Set::default() };
         self.jobs.insert(spec.job, job);

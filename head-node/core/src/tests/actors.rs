@@ -343,3 +343,84 @@ fn a_call_that_comes_back_from_an_actor_said_to_live_goes_again_at_the_next_tick
     scene.pass(cluster_types::Span::millis(100));
     assert_eq!(scene.assigned_one().task, id);
 }
+
+/// Submits a detached actor that names this job.
+fn detached(scene: &mut Scene, job: cluster_types::JobId, name: &str) -> TaskId {
+    let traits = ActorTraits { detached: true, name: name.into(), ..ActorTraits::default() };
+    let template = TaskTemplate {
+        kind: TaskKind::Actor(Arc::new(traits)),
+        ..(*scene.template("Counter", Resources::default())).clone()
+    };
+    let mut spec = scene.spec(DRIVER, Arc::new(template), &[]);
+    spec.job = job;
+    let id = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    id
+}
+
+#[test]
+fn a_detached_actor_takes_over_no_job_that_exists() {
+    let mut scene = Scene::cluster(&[1]);
+    let actor = detached(&mut scene, JOB, "");
+    assert!(scene.failed_with(1, actor).message.contains("exists already"));
+    let task = scene.submit(&[]);
+    assert_eq!(scene.assigned_one().task, task, "the driver's job goes on");
+}
+
+#[test]
+fn a_detached_actor_that_is_refused_leaves_no_job() {
+    let mut scene = Scene::cluster(&[1]);
+    detached(&mut scene, cluster_types::JobId(98), "bob");
+    detached(&mut scene, cluster_types::JobId(99), "bob");
+    assert!(scene.head.jobs.contains_key(&cluster_types::JobId(98)));
+    assert!(!scene.head.jobs.contains_key(&cluster_types::JobId(99)));
+}
+
+#[test]
+fn a_call_inherits_no_lease_whatever_its_node_says() {
+    let mut scene = Scene::cluster(&[1]);
+    let actor = living(&mut scene, ActorTraits::default());
+    call(&mut scene, actor.task, 0, &[]);
+    let second = call(&mut scene, actor.task, 0, &[]);
+    let sent = scene.assigned();
+    scene.done_and_started(&sent[0], inline(b"1"), Some(&sent[1]));
+    assert_eq!(view(&scene).running, 1);
+    scene.done(&sent[1], inline(b"2"));
+    assert!(matches!(scene.finished(1, second), Some(FinishedOutcome::Ok(_))));
+}
+
+#[test]
+fn an_actor_made_anew_with_a_wrong_number_of_results_dies_and_its_submitter_is_not_told_twice() {
+    let mut scene = Scene::cluster(&[1]);
+    let actor = living(&mut scene, restarting(1));
+    dies(&mut scene, &actor, Retry::Infrastructure);
+    let again = scene.assigned_one();
+    let two = [inline(b"1"), inline(b"2")].into_iter().collect();
+    scene.ended(&again, cluster_types::Outcome::Ok(two), Retry::No, None);
+    assert_eq!(scene.finished(1, actor.task), None);
+    assert_eq!(view(&scene).state, "dead");
+}
+
+#[test]
+fn nothing_is_handed_to_a_node_while_it_is_being_lost() {
+    let mut scene = Scene::cluster(&[4, 1]);
+    let actor = living(&mut scene, restarting(1));
+    let home = actor.node.0;
+    // On the actor's node: its caller's first call lacks an argument and goes with the caller.
+    let caller = scene.executor(home, 50);
+    let maker = scene.submit(&[]);
+    let kind = TaskKind::Method { method: "add".into(), group: "".into() };
+    let plain = (*scene.template("Counter.add", Resources::default())).clone();
+    let template = TaskTemplate { kind, function: actor.task.result(0), ..plain };
+    let waits = scene.spec(caller, Arc::new(template.clone()), &[maker.result(0)]);
+    let behind = scene.spec(caller, Arc::new(template), &[]);
+    let kept = behind.id.result(0);
+    scene.tell(home, NodeToHead::Submit(waits));
+    scene.tell(home, NodeToHead::Submit(behind));
+    let elsewhere = scene.executor(3 - home, 51);
+    scene.hold(3 - home, elsewhere, kept);
+    scene.said.clear();
+    // The invariants are checked after it: no attempt is on a lost node.
+    scene.disconnect(home);
+    assert!(tasks(&scene.assigned()).iter().all(|task| task.client != caller));
+}

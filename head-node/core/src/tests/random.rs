@@ -4,17 +4,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cluster_types::client_node::Cancellation;
 use cluster_types::node_head::Retry;
 use cluster_types::query::Query;
 use cluster_types::task::Strategy;
 use cluster_types::{
-    Amount, Attempt, ClientId, ClientKind, FailureKind, HeadToNode, JobId, NodeToHead, ObjectId, Outcome,
-    Payload, Refs, Resources, ResultValue, Span, TaskId, TaskResult, TaskSpec, TaskTemplate,
+    ActorTraits, Amount, Attempt, ClientId, ClientKind, FailureKind, HeadToNode, JobId, NodeToHead, ObjectId,
+    Outcome, Payload, Refs, Resources, ResultValue, Span, TaskId, TaskKind, TaskResult, TaskSpec,
+    TaskTemplate,
 };
 use proptest::prelude::*;
 
 use super::scene::*;
 use crate::{Effect, Event, HeadConfig};
+
+/// Kinds of steps; the last seven are of actors and cancellation.
+const KINDS: u8 = 29;
+const FIRST_OF_ACTORS: u8 = 22;
 
 /// A few numbers from which a step is made.
 type Step = (u8, u8, u8, u8, u8);
@@ -39,11 +45,15 @@ fn object(a: u8, b: u8) -> ObjectId {
     }
 }
 
+fn class() -> ObjectId {
+    ObjectId::put(client(0), 20)
+}
+
 impl World {
     fn take(&mut self, step: Step) {
         let (kind, a, b, c, d) = step;
         let n = u64::from(a % 3) + 1;
-        match kind % 22 {
+        match kind % KINDS {
             0 => {
                 let mut resources = with_gpus(i64::from(b % 3), i64::from(c % 3));
                 resources.set_custom("tpu", Amount::units(i64::from(d % 2)));
@@ -98,15 +108,23 @@ impl World {
                 self.scene.event(Event::Tick);
             }
             21 => {
-                let query = match b % 5 {
+                let query = match b % 7 {
                     0 => Query::Status,
                     1 => Query::Nodes,
                     2 => Query::Tasks { limit: u32::from(c % 4) },
                     3 => Query::Objects { limit: u32::from(c % 4) },
+                    4 => Query::Actors { limit: u32::from(c % 4) },
+                    5 => Query::NamedActor { namespace: String::new(), name: "a".to_owned() },
                     _ => Query::Why { task: u64::from(c % 12).to_string() },
                 };
                 self.scene.event(Event::Query { number: 1, query });
             }
+            22 => self.submit_actor(b, c, d),
+            23 | 24 => self.call(b, c, d),
+            25 => self.kill(n, b, c, d),
+            26 => self.cancel(n, b, c, d),
+            27 => self.make_or_end(b, c),
+            28 => self.answer_call(b, c, d),
             _ => {}
         }
         self.listen();
@@ -154,6 +172,169 @@ impl World {
         self.tell(n, NodeToHead::Submit(spec));
     }
 
+    /// Where the client is: what it says is taken from nobody else.
+    fn node_of(&self, client: ClientId) -> Option<u64> {
+        let node = self.scene.head.clients.get(&client)?.node;
+        self.scene.head.nodes.get(node).map(|node| node.id.0)
+    }
+
+    /// A handle: of an actor there is, mostly, else of anything.
+    fn handle(&self, b: u8, c: u8) -> ObjectId {
+        let mut handles: Vec<_> = self.scene.head.actors.iter().map(|(handle, _)| *handle).collect();
+        handles.sort_unstable();
+        let some =
+            (!handles.is_empty() && !b.is_multiple_of(8)).then(|| handles[usize::from(c) % handles.len()]);
+        some.unwrap_or_else(|| object(b, c))
+    }
+
+    fn submit_actor(&mut self, b: u8, c: u8, d: u8) {
+        let Some(n) = self.node_of(client(b)) else { return };
+        let traits = ActorTraits {
+            name: if c.is_multiple_of(3) { "a".to_owned() } else { String::new() },
+            detached: c.is_multiple_of(4),
+            max_restarts: i32::from(d % 3) - 1,
+            max_concurrency: 1 + u32::from(b.is_multiple_of(5)),
+            ..ActorTraits::default()
+        };
+        let own = JobId(u32::from(client(b).0 as u8 % 2));
+        // A detached actor's job should be new; it is not always.
+        let job = if traits.detached && !d.is_multiple_of(5) { JobId(1000 + u32::from(d)) } else { own };
+        let template = TaskTemplate {
+            name: "Class".into(),
+            // A class that exists, mostly.
+            function: if c.is_multiple_of(7) { object(c & 0xfe, d) } else { class() },
+            resources: Resources { cpu: Amount(5_000 * i64::from(b % 3)), ..Resources::default() },
+            num_returns: u32::from(!d.is_multiple_of(16)),
+            max_retries: 0,
+            retry_exceptions: Bytes::new(),
+            env_vars: Default::default(),
+            strategy: Strategy::Default,
+            kind: TaskKind::Actor(Arc::new(traits)),
+        };
+        self.submit_spec(n, b, d, job, template, c);
+    }
+
+    fn call(&mut self, b: u8, c: u8, d: u8) {
+        let Some(n) = self.node_of(client(b)) else { return };
+        let template = TaskTemplate {
+            name: "Class.method".into(),
+            function: self.handle(b, c),
+            resources: Resources::default(),
+            num_returns: u32::from(d % 3),
+            max_retries: i32::from(c % 3) - 1,
+            retry_exceptions: Bytes::new(),
+            env_vars: Default::default(),
+            strategy: Strategy::Default,
+            kind: TaskKind::Method { method: "method".into(), group: "".into() },
+        };
+        self.submit_spec(n, b, d, JobId(u32::from(client(b).0 as u8 % 2)), template, c);
+    }
+
+    fn submit_spec(&mut self, n: u64, b: u8, d: u8, job: JobId, template: TaskTemplate, c: u8) {
+        let deps = if c.is_multiple_of(5) { [object(b, c)].into_iter().collect() } else { Refs::new() };
+        let parent = c.is_multiple_of(2).then(|| TaskId { client: client(d), seq: u64::from(c % 24) + 1 });
+        let spec = TaskSpec {
+            // Numbers beside those of plain tasks, too.
+            id: TaskId { client: client(b), seq: u64::from(d % 24) + 1 },
+            job,
+            template: Arc::new(template),
+            payload: Payload::Inline(Bytes::new()),
+            parent,
+            borrowed: Refs::new(),
+            deps,
+        };
+        self.tell(n, NodeToHead::Submit(spec));
+    }
+
+    fn kill(&mut self, n: u64, b: u8, c: u8, d: u8) {
+        let n = self.node_of(client(b)).unwrap_or(n);
+        let actor = self.handle(b, c);
+        self.tell(n, NodeToHead::Kill { client: client(b), actor, restart: d.is_multiple_of(2) });
+    }
+
+    fn cancel(&mut self, n: u64, b: u8, c: u8, d: u8) {
+        let n = self.node_of(client(b)).unwrap_or(n);
+        let object = match (d % 3, self.some_attempt(c)) {
+            (0, _) => self.handle(b, c),
+            (1, Some((_, task, _))) => task.result(0),
+            _ => object(c, d),
+        };
+        let what = Cancellation {
+            object,
+            force: d.is_multiple_of(2),
+            recursive: c.is_multiple_of(2),
+            reason: "cancelled by chance".to_owned(),
+        };
+        self.tell(n, NodeToHead::Cancel { client: client(b), what });
+    }
+
+    /// An actor's attempt has made it, or a living one's process ends: its node says so.
+    fn make_or_end(&mut self, b: u8, c: u8) {
+        let head = &self.scene.head;
+        let mut placed: Vec<_> = head
+            .actors
+            .iter()
+            .filter_map(|(_, actor)| {
+                let ix = actor.task?;
+                let task = head.tasks.get(ix)?;
+                let node = head.nodes.get(task.node()?)?.id.0;
+                Some((node, task.spec.id, head.tasks.attempt_of(task), head.is_living(ix)))
+            })
+            .collect();
+        placed.sort_unstable();
+        if placed.is_empty() {
+            return;
+        }
+        let (n, task, attempt, lives) = placed[usize::from(b) % placed.len()];
+        let ends = lives || c.is_multiple_of(5);
+        let outcome = if ends {
+            failed(FailureKind::ActorDied)
+        } else {
+            Outcome::Ok([inline(b"handle")].into_iter().collect())
+        };
+        let retry = if c.is_multiple_of(3) { Retry::No } else { Retry::Infrastructure };
+        self.tell(
+            n,
+            NodeToHead::Done { task, attempt, executor: None, outcome, retry, started: None, micros: 0 },
+        );
+    }
+
+    /// A node answers a call it was handed: ended, failed, or not begun.
+    fn answer_call(&mut self, b: u8, c: u8, d: u8) {
+        let head = &self.scene.head;
+        let mut calls: Vec<_> = head
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.spec.called_actor().is_some())
+            .filter_map(|(_, task)| {
+                let node = head.nodes.get(task.node()?)?.id.0;
+                Some((node, task.spec.id, head.tasks.attempt_of(task), task.spec.template.num_returns))
+            })
+            .collect();
+        calls.sort_unstable();
+        if calls.is_empty() {
+            return;
+        }
+        let (n, task, attempt, returns) = calls[usize::from(b) % calls.len()];
+        if c.is_multiple_of(3) {
+            let mut all: Vec<_> =
+                calls.iter().filter(|call| call.0 == n).map(|call| (call.1, call.2)).collect();
+            if d.is_multiple_of(2) {
+                all.reverse();
+            }
+            return self.tell(n, NodeToHead::Returned(all));
+        }
+        let (outcome, retry) = if d.is_multiple_of(3) {
+            (failed(FailureKind::ActorDied), Retry::Infrastructure)
+        } else {
+            (Outcome::Ok(std::iter::repeat_n(inline(b"r"), returns as usize).collect()), Retry::No)
+        };
+        self.tell(
+            n,
+            NodeToHead::Done { task, attempt, executor: None, outcome, retry, started: None, micros: 0 },
+        );
+    }
+
     fn some_attempt(&self, b: u8) -> Option<(u64, TaskId, Attempt)> {
         let count = self.attempts.len();
         (count > 0).then(|| self.attempts[usize::from(b) % count])
@@ -186,10 +367,21 @@ impl World {
     }
 
     fn listen(&mut self) {
+        // ORDER-1, as a node hears it: within one breath each caller's calls come by rising number.
+        let mut last: cluster_types::Map<(ObjectId, ClientId), u64> = Default::default();
         for effect in std::mem::take(&mut self.scene.said) {
             let Effect::ToNode { node, message } = effect else { continue };
             match message {
-                HeadToNode::Assign { spec, attempt, .. } => self.attempts.push((node.0, spec.id, attempt)),
+                HeadToNode::Assign { spec, attempt, lease, .. } => {
+                    self.attempts.push((node.0, spec.id, attempt));
+                    let Some(handle) = spec.called_actor() else { continue };
+                    assert_eq!(lease, Some(Default::default()), "a call asks for nothing");
+                    let actor = self.scene.head.actors.get(handle);
+                    if actor.is_some_and(|actor| actor.traits().in_order()) {
+                        let before = last.insert((handle, spec.id.client), spec.id.seq);
+                        assert!(before < Some(spec.id.seq), "ORDER-1: {before:?}, then {}", spec.id);
+                    }
+                }
                 HeadToNode::Finished { task, .. } => {
                     // Elsewhere it says that the submitter is not attached there.
                     let submitter = self.scene.head.clients.get(&task.client).map(|client| client.node);
@@ -226,6 +418,8 @@ fn world(config: HeadConfig) -> World {
     for n in 0..6 {
         world.take((2, n % 2, n, 0, 0));
     }
+    let inline = Some(Bytes::from_static(b"class"));
+    world.tell(1, NodeToHead::Escaped { object: class(), size: 5, inline, contains: Refs::new() });
     world
 }
 
@@ -242,12 +436,23 @@ proptest! {
     }
 
     #[test]
+    fn no_life_of_an_actor_breaks_an_invariant(steps in proptest::collection::vec(any::<Step>(), 40..160)) {
+        let config = HeadConfig { finished_kept: 1_000, prefetch_max: 4, ..HeadConfig::default() };
+        let mut world = world(config);
+        for (kind, a, b, c, d) in steps {
+            // Of eight steps, seven are of actors.
+            let kind = if kind.is_multiple_of(8) { kind / 8 } else { FIRST_OF_ACTORS + kind % 7 };
+            world.take((kind, a, b, c, d));
+        }
+    }
+
+    #[test]
     fn every_submitter_learns_at_most_once(steps in steps()) {
         // Clients stay where they are: at their end their numbers may be used again.
         let config = HeadConfig { finished_kept: 1_000, closed: true, ..HeadConfig::default() };
         let mut world = world(config);
         for step in steps {
-            if !matches!(step.0 % 22, 0..=3 | 20) {
+            if !matches!(step.0 % KINDS, 0..=3 | 20) {
                 world.take(step);
             }
         }
