@@ -166,7 +166,7 @@ impl Head {
                     state.attempts.remove(&ix);
                 }
                 if let Some(actor) = spec.called_actor().and_then(|handle| self.actors.get_mut(handle)) {
-                    actor.calls.handed_out -= 1;
+                    actor.calls.handed_out = actor.calls.handed_out.saturating_sub(1);
                 }
                 None
             }
