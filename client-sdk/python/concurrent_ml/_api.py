@@ -265,7 +265,7 @@ def wait(
     if num_returns <= 0:
         raise ValueError(f"num_returns is {num_returns}; it must be 1 or more")
     if _state.loop_thread is not None and timeout != 0:
-        _warn_in_loop("wait", "await asyncio.wait([ref, ...])")
+        _warn_in_loop("wait", "await asyncio.wait([asyncio.ensure_future(ref), ...])")
     return (_state.client or _state.connected()).wait(refs, num_returns, timeout, fetch_local)
 
 

@@ -222,6 +222,16 @@ def test_many_awaits_in_several_loops(cml: Any, echo):
         assert asyncio.run(all_of(200)) == list(range(200))
 
 
+def test_asyncio_waits_for_some_of_many_refs(cml: Any, echo):
+    async def main():
+        # What the warning about `wait` in an event loop says to write.
+        waiting = [asyncio.ensure_future(echo.remote(number)) for number in range(3)]
+        done, late = await asyncio.wait(waiting, timeout=20)
+        return sorted(future.result() for future in done), late
+
+    assert asyncio.run(main()) == ([0, 1, 2], set())
+
+
 def test_an_await_that_is_given_up_harms_nothing(cml: Any):
     @cml.remote
     def slow():
