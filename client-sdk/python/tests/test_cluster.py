@@ -227,7 +227,7 @@ def test_asyncio_waits_for_some_of_many_refs(cml: Any, echo):
         # What the warning about `wait` in an event loop says to write.
         waiting = [asyncio.ensure_future(echo.remote(number)) for number in range(3)]
         done, late = await asyncio.wait(waiting, timeout=20)
-        return sorted(future.result() for future in done), late
+        return sorted(args[0] for args, _ in (future.result() for future in done)), late
 
     assert asyncio.run(main()) == ([0, 1, 2], set())
 
