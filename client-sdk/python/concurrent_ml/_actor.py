@@ -392,7 +392,7 @@ class ActorClass(Generic[P, T]):
 
     def options(self, **options: Unpack[AllActorOptions]) -> ActorClass[P, T]:
         """The same class with other options: `C.options(num_gpus=1, name="trainer").remote(...)`."""
-        return ActorClass(self._class, self._options.changed(options))
+        return type(self)(self._class, self._options.changed(options))
 
     def _describe(self) -> Description:
         cls, options = self._class, self._options

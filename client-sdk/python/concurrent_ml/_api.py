@@ -78,7 +78,7 @@ def init(
             except BaseException:
                 embedded.end()
                 raise
-            _state.embedded = embedded
+            _state.embedded, _state.address = embedded, None
         else:
             given = [name for name, value in offer.items() if value not in (None, {})]
             if given:
@@ -86,6 +86,7 @@ def init(
                     f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources"
                 )
             client = _connect(address, info)
+            _state.address = address
         _state.client = client
         _state.generation += 1
         _state.printer = _logs.Printer(client)
@@ -100,7 +101,7 @@ def _job_info(namespace: str | None, runtime_env: Mapping[str, Any], log_to_driv
         "python": sys.executable,
         "sys_path": [os.path.abspath(entry or os.getcwd()) for entry in sys.path],
         "working_dir": os.getcwd(),
-        "env_vars": dict(runtime_env.get("env_vars", {})),
+        "env_vars": {**runtime_env.get("env_vars", {}), **_state.job_env},
         "log_to_driver": log_to_driver,
         "namespace": namespace or "",
     }

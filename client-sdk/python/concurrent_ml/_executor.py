@@ -30,6 +30,11 @@ def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
     """Runs tasks until the daemon says that there will be no more, or goes away."""
     client = _native.Client.executor(token, socket_path, executor, page_fd)
     _state.become_executor(client)
+    if os.environ.pop("CLUSTER_COMPAT", None) == "ray":
+        # Before anything of the program's is unpickled: it may say `import ray`.
+        from .compat import ray
+
+        ray.install()
     sys.stdout = Lines(client, to_stderr=False)
     sys.stderr = Lines(client, to_stderr=True)
     loop = _Loop(client)

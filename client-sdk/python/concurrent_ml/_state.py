@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 client: _native.Client | None = None
 """The connection; `None` before `init` and after `shutdown`."""
 
+address: str | None = None
+"""Where the head of the joined cluster is; `None` for one of this program's own."""
+
 embedded: Embedded | None = None
 """The cluster that this driver started for itself, if it did."""
 
@@ -43,6 +46,9 @@ loop_thread: int | None = None
 
 generation = 0
 """Counts connections, so that what was made for an older one is made anew."""
+
+job_env: dict[str, str] = {}
+"""Variables that executors of this program's job find, beside those of its `runtime_env`."""
 
 lock = threading.RLock()
 """Held while connecting and disconnecting."""

@@ -1,0 +1,96 @@
+"""Ray's options, as this library's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+_IGNORED = {
+    "_metadata": "it is for Ray's own tools",
+    "_labels": "it is for Ray's own tools",
+    "enable_task_events": "the task table is always there",
+    "allow_out_of_order_execution": "calls of one caller run in order",
+    "max_pending_calls": "calls queue without bound",
+    "object_store_memory": "the store makes room by itself",
+    "isolate_process_group": "every executor has a process group of its own",
+}
+"""Options without effect here, and why none is needed."""
+
+_GROUP_OPTIONS = {
+    "placement_group": ("default", None),
+    "placement_group_bundle_index": (-1, None),
+    "placement_group_capture_child_tasks": (None, False),
+}
+"""Options of placement groups, with values that ask for none."""
+
+_NOT_PROVIDED = {
+    "_generator_backpressure_num_objects": "generators are not streamed yet",
+    "tensor_transport": "tensors go through shared memory",
+    "fallback_strategy": "not yet",
+    "label_selector": "not yet",
+}
+
+_HARMLESS_IN_ENVIRONMENTS = {"config", "eager_install", "excludes", "_ray_release", "_ray_commit"}
+
+
+def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
+    """The options of a function or a class."""
+    options: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in _IGNORED:
+            continue
+        if key in _GROUP_OPTIONS:
+            if value not in _GROUP_OPTIONS[key]:
+                raise ValueError(f"the option {key!r} is not provided: there are no placement groups yet")
+        elif key in _NOT_PROVIDED:
+            if value not in (None, {}, [], -1):
+                raise ValueError(f"the option {key!r} is not provided: {_NOT_PROVIDED[key]}")
+        elif key == "accelerator_type":
+            if value is not None:
+                kind = {f"accelerator_type:{value}": 0.001}
+                options["resources"] = {**(options.get("resources") or given.get("resources") or {}), **kind}
+        elif key == "resources":
+            options.setdefault("resources", value)
+        elif key == "max_calls" and not value:
+            continue
+        elif key == "runtime_env":
+            options[key] = environment(value)
+        elif key in ("max_restarts", "max_task_retries", "max_retries"):
+            options[key] = (0 if of_actor else 3) if value is None else value
+        elif key == "retry_exceptions":
+            options[key] = value or False
+        else:
+            options[key] = value
+    return options
+
+
+def environment(given: Any, *, for_job: bool = False) -> dict[str, Any]:
+    """A `runtime_env`: of a job also `working_dir` and `py_modules`, where they are directories."""
+    if isinstance(given, str):
+        raise TypeError(f"runtime_env is {given!r}; it must be a dict or a RuntimeEnv")
+    known: dict[str, Any] = {}
+    for key, value in dict(given or {}).items():
+        if key in _HARMLESS_IN_ENVIRONMENTS or value in (None, {}, []):
+            continue
+        if for_job and key in ("working_dir", "py_modules"):
+            known[key] = directories(key, value)
+        elif key == "env_vars":
+            known[key] = value
+        else:
+            whose = "" if for_job else " of a task or an actor"
+            raise ValueError(
+                f"runtime_env[{key!r}]{whose} is not provided: install what executors need on every node beforehand"
+            )
+    return known
+
+
+def directories(key: str, value: Any) -> list[str]:
+    """Absolute paths."""
+    found = []
+    for one in value if isinstance(value, list | tuple) else [value]:
+        path = getattr(one, "__path__", [one])[0]
+        if not isinstance(path, str | os.PathLike) or not os.path.isdir(path):
+            raise ValueError(f"runtime_env[{key!r}] is {one!r}; it must be a directory on this machine")
+        found.append(os.path.abspath(path))
+    return found

@@ -1,0 +1,161 @@
+"""`ray.exceptions`: this library's exceptions under Ray's names; the few it has no use for are here to be named."""
+
+from ....exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    ObjectFreedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    TaskCancelledError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
+from ....exceptions import ActorError as RayActorError
+from ....exceptions import ClusterError as RayError
+from ....exceptions import ConnectionLostError as LocalRayletDiedError
+from ....exceptions import ConnectionRefusedByClusterError as AuthenticationError
+from ....exceptions import InternalError as RaySystemError
+from ....exceptions import NodeLostError as NodeDiedError
+from ....exceptions import TaskError as RayTaskError
+from .._missing import getter
+
+__getattr__ = getter("ray.exceptions")
+
+ActorUnschedulableError = TaskUnschedulableError
+
+
+class ActorUnavailableError(RayActorError):
+    """An actor that cannot be reached for now."""
+
+
+class ActorAlreadyExistsError(RayError, ValueError):
+    """The name is taken."""
+
+
+class ActorHandleNotFoundError(RayError, ValueError):
+    """There is no such actor."""
+
+
+class ActorPlacementGroupRemoved(RayError):
+    """The placement group of an actor is gone."""
+
+
+class TaskPlacementGroupRemoved(RayError):
+    """The placement group of a task is gone."""
+
+
+class OwnerDiedError(ObjectLostError):
+    """The process that made an object ended."""
+
+
+class ObjectFetchTimedOutError(ObjectLostError):
+    """An object did not arrive."""
+
+
+class ObjectReconstructionFailedError(ObjectLostError):
+    """A lost object could not be made again."""
+
+
+class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
+    """An object was deleted that is still held."""
+
+
+class OutOfMemoryError(RayError):
+    """A process was ended because memory ran out."""
+
+
+class AsyncioActorExit(RayError):
+    """Ends an actor with coroutines."""
+
+
+class CrossLanguageError(RayError):
+    """An exception of another language."""
+
+
+class PendingCallsLimitExceeded(RayError):
+    """An actor has too many calls that wait."""
+
+
+class RpcError(RayError):
+    """A message between processes failed."""
+
+
+class RuntimeEnvSetupError(RayError):
+    """The environment of a task could not be made."""
+
+
+class UserCodeException(RayError):
+    """User code raised."""
+
+
+class PlasmaObjectNotAvailable(RayError):
+    """An object is not in the store."""
+
+
+class ObjectRefStreamEndOfStreamError(RayError):
+    """A stream has ended."""
+
+
+class StreamingGeneratorReplayInconsistentError(RaySystemError):
+    """A stream came out differently when it was made again."""
+
+
+class OufOfBandObjectRefSerializationException(RayError):  # its name is Ray's
+    """A ref was pickled where nobody can follow it."""
+
+
+class UnserializableException(RayError):
+    """An exception that could not be unpickled."""
+
+
+class RayChannelError(RaySystemError):
+    """A channel broke."""
+
+
+class RayChannelTimeoutError(RayChannelError, TimeoutError):
+    """A channel did not deliver in time."""
+
+
+__all__ = [
+    "ActorAlreadyExistsError",
+    "ActorDiedError",
+    "ActorHandleNotFoundError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
+    "AsyncioActorExit",
+    "AuthenticationError",
+    "CrossLanguageError",
+    "GetTimeoutError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectFetchTimedOutError",
+    "ObjectFreedError",
+    "ObjectLostError",
+    "ObjectReconstructionFailedError",
+    "ObjectRefStreamEndOfStreamError",
+    "ObjectStoreFullError",
+    "OufOfBandObjectRefSerializationException",
+    "OutOfDiskError",
+    "OutOfMemoryError",
+    "OwnerDiedError",
+    "PendingCallsLimitExceeded",
+    "PlasmaObjectNotAvailable",
+    "RayActorError",
+    "RayChannelError",
+    "RayChannelTimeoutError",
+    "RayError",
+    "RaySystemError",
+    "RayTaskError",
+    "ReferenceCountingAssertionError",
+    "RpcError",
+    "RuntimeEnvSetupError",
+    "StreamingGeneratorReplayInconsistentError",
+    "TaskCancelledError",
+    "TaskPlacementGroupRemoved",
+    "TaskUnschedulableError",
+    "UnserializableException",
+    "UserCodeException",
+    "WorkerCrashedError",
+]

@@ -1,0 +1,111 @@
+"""`ray.runtime_context`."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from .... import _api, _context, _state
+from .._missing import getter
+from ._ids import ActorID, JobID, NodeID, TaskID
+from .runtime_env import RuntimeEnv
+
+__getattr__ = getter("ray.runtime_context")
+
+
+class RuntimeContext(_context.RuntimeContext):
+    """Where the program is, with all of Ray's questions."""
+
+    @property
+    def job_id(self) -> JobID:
+        """The id of the job."""
+        return JobID(self.get_job_id())
+
+    @property
+    def node_id(self) -> NodeID:
+        """The id of the node."""
+        return NodeID(self.get_node_id())
+
+    @property
+    def task_id(self) -> TaskID | None:
+        """The id of the running task."""
+        found = self.get_task_id()
+        return None if found is None else TaskID(found)
+
+    @property
+    def actor_id(self) -> ActorID | None:
+        """The id of the actor that this process is."""
+        found = self.get_actor_id()
+        return None if found is None else ActorID(found)
+
+    def get(self) -> dict[str, Any]:
+        """All of it."""
+        found = {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace}
+        if self.task_id is not None:
+            found["task_id"] = self.task_id
+        if self.actor_id is not None:
+            found["actor_id"] = self.actor_id
+        return found
+
+    def get_task_function_name(self) -> str | None:
+        """The name of the running task's function."""
+        return self.get_task_name()
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """The accelerators that the running task may use."""
+        return self.get_accelerator_ids()
+
+    def get_node_labels(self) -> dict[str, str]:
+        """The labels of this process's node."""
+        here = self.get_node_id()
+        return next((dict(node["Labels"]) for node in _api.nodes() if node["NodeID"] == here), {})
+
+    def get_placement_group_id(self) -> str | None:
+        """The placement group that this code runs in."""
+        return None
+
+    @property
+    def current_placement_group_id(self) -> str | None:
+        """The placement group that this code runs in."""
+        return self.get_placement_group_id()
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what this code submits belongs to its placement group."""
+        return False
+
+    def get_runtime_env_string(self) -> str:
+        """The environment given to `init`, as JSON."""
+        return self.runtime_env.serialize()
+
+    @property
+    def runtime_env(self) -> RuntimeEnv:
+        """The environment given to `init`, as far as this process knows it."""
+        from . import _job_environment
+
+        return RuntimeEnv(**_job_environment)
+
+    @property
+    def gcs_address(self) -> str:
+        """Where the head is; the machine's name, for a cluster inside this program."""
+        return _state.address or socket.gethostname()
+
+    def get_session_name(self) -> str:
+        """A name for this run of the program's job."""
+        return f"session_{self.get_job_id()}"
+
+    def is_canceled(self) -> bool:
+        """Whether somebody wants the running task to end."""
+        task = _state.current_task()
+        return task is not None and task.cancel_reason() is not None
+
+
+_context_of_ray = RuntimeContext()
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Where this code runs."""
+    return _context_of_ray
+
+
+__all__ = ["RuntimeContext", "get_runtime_context"]

@@ -1,0 +1,307 @@
+"""`concurrent_ml.compat.ray`: `import ray` means this library, where it was asked for and nowhere else."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from concurrent_ml.compat.ray import _names
+
+REPOSITORY = Path(__file__).parents[3]
+NAMES = [
+    (module, name, state.partition(": ")[0])
+    for module, names in _names.NAMES.items()
+    for name, state in names.items()
+]
+PROVIDED = [(module, name) for module, name, state in NAMES if state != "no"]
+NOT_PROVIDED = [(module, name) for module, name, state in NAMES if state == "no"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ray():
+    """Installed for the tests of this file only."""
+    from concurrent_ml import _state
+    from concurrent_ml.compat import ray
+    from concurrent_ml.compat.ray._finder import Finder
+
+    if _state.client is not None:
+        importlib.import_module("concurrent_ml").shutdown()
+    ray.install()
+    ray.install()  # again does nothing
+    yield importlib.import_module("ray")
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
+    for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
+        del sys.modules[name]
+    _state.job_env.clear()
+
+
+def run(*arguments, cwd=None, command=("-m", "concurrent_ml.compat.ray")):
+    """A program of its own: what it printed."""
+    done = subprocess.run(
+        [sys.executable, *command, *map(str, arguments)],
+        cwd=cwd,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- the table ----
+
+
+@pytest.mark.parametrize(("module", "name"), PROVIDED)
+def test_a_name_that_is_provided_is_there(module, name):
+    found = importlib.import_module(module)
+    assert hasattr(found, name) or importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize(("module", "name"), NOT_PROVIDED)
+def test_a_name_that_is_not_provided_is_named_however_it_is_reached(module, name):
+    full = f"{module}.{name}"
+    with pytest.raises(AttributeError, match=full):
+        getattr(importlib.import_module(module), name)
+    with pytest.raises(ImportError, match=full):
+        importlib.import_module(full)
+    with pytest.raises(ImportError, match=full):
+        exec(f"from {module} import {name}")
+
+
+@pytest.mark.parametrize("module", _names.NAMES)
+def test_a_module_has_no_public_name_that_the_table_lacks(module):
+    public = set(getattr(importlib.import_module(module), "__all__", []))
+    assert public <= set(_names.NAMES[module]) | {
+        "actor", "exceptions", "remote_function", "runtime_context", "runtime_env", "util",
+    }  # fmt: skip
+
+
+def test_the_page_says_what_the_table_says():
+    page = REPOSITORY / "docs" / "ray-compatibility.md"
+    assert page.read_text() == _names.page(), (
+        "run: .venv/bin/python -m concurrent_ml.compat.ray --names > docs/ray-compatibility.md"
+    )
+
+
+def test_what_nobody_has_heard_of_is_named_too(ray):
+    with pytest.raises(AttributeError, match=r"ray\.nothing_such is not provided"):
+        ray.nothing_such  # noqa: B018
+    with pytest.raises(ImportError, match=r"ray\.nothing_such\.at_all|ray\.nothing_such"):
+        importlib.import_module("ray.nothing_such.at_all")
+
+
+# ---- exceptions ----
+
+
+def test_exceptions_are_under_both_names(ray):
+    from concurrent_ml import exceptions
+
+    assert ray.exceptions.RayError is exceptions.ClusterError
+    for name in _names.NAMES["ray.exceptions"]:
+        assert issubclass(getattr(ray.exceptions, name), ray.exceptions.RayError)
+    assert issubclass(ray.exceptions.ActorDiedError, ray.exceptions.RayActorError)
+    assert issubclass(ray.exceptions.GetTimeoutError, TimeoutError)
+    assert issubclass(ray.exceptions.ObjectFreedError, ray.exceptions.ObjectLostError)
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_cpus": 2}, {"max_pending_calls": 5, "placement_group": None}, {"runtime_env": {}}]
+)
+def test_options_that_are_known_or_harmless_are_taken(ray, options):
+    class Plain:
+        pass
+
+    assert isinstance(ray.remote(**options)(Plain), ray.actor.ActorClass)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"placement_group": "any"}, "placement_group"),
+        ({"runtime_env": {"pip": ["requests"]}}, "pip"),
+    ],
+)
+def test_options_that_are_not_provided_are_named(ray, options, named):
+    with pytest.raises(ValueError, match=named):
+        ray.remote(**options)(lambda: None)
+
+
+def test_an_accelerator_is_a_resource_of_its_name(ray):
+    function = ray.remote(accelerator_type=ray.util.accelerators.NVIDIA_A100, resources={"x": 1})(
+        lambda: None
+    )
+    assert dict(function._options.resources) == {"x": 1, "accelerator_type:A100": 0.001}
+
+
+# ---- programs ----
+
+PROGRAM = """
+import sys
+
+import helper
+import ray
+from ray.util.state import list_tasks
+
+print("arguments", sys.argv)
+with ray.init(num_cpus=2, include_dashboard=False, logging_level="error", namespace="mine") as context:
+    print("node", context["node_id"] == ray.get_runtime_context().get_node_id())
+
+    @ray.remote
+    def double(x):
+        import ray
+
+        if x < 0:
+            raise ValueError("below zero")
+        return 2 * x, ray.get_runtime_context().namespace
+
+    print(ray.get([double.remote(1), helper.triple.remote(1)]))
+    for kind in (ValueError, ray.exceptions.RayTaskError):
+        try:
+            ray.get(double.remote(-1))
+        except kind as error:
+            print(kind.__name__, error.cause)
+
+    @ray.remote(num_cpus=1)
+    class Counter:
+        def __init__(self):
+            self.count = 0
+
+        @ray.method(num_returns=2)
+        def add(self, by):
+            self.count += by
+            return self.count, ray.get(double.remote(self.count))[0]
+
+    kept = Counter.options(name="counter", get_if_exists=True).remote()
+    counter = ray.get_actor("counter")
+    print(ray.get(counter.add.remote(4)), ray.util.list_named_actors())
+    print(sorted({task["state"] for task in list_tasks(filters=[("name", "=", "double")])}))
+print(ray.is_initialized())
+"""
+
+HELPER = """
+import ray
+
+
+@ray.remote
+def triple(x):
+    return 3 * x
+"""
+
+PRINTS = """\
+node True
+[(2, 'mine'), 3]
+ValueError below zero
+TaskError below zero
+[4, 8] ['counter']
+['FAILED', 'FINISHED']
+False
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "helper.py").write_text(HELPER)
+    return tmp_path
+
+
+def test_a_program_runs_unchanged(program, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    script = program / "program.py"
+    assert run(script, "-x", "1", cwd=elsewhere) == f"arguments [{str(script)!r}, '-x', '1']\n" + PRINTS
+
+
+def test_a_module_runs_unchanged(program):
+    script = str(program / "program.py")
+    assert run("-m", "program", "a", cwd=program) == f"arguments [{script!r}, 'a']\n" + PRINTS
+
+
+def test_a_program_may_ask_for_it_itself(program):
+    source = "from concurrent_ml.compat import ray\nray.install()\n" + PROGRAM
+    (program / "asks.py").write_text(source)
+    assert run(program / "asks.py", command=()).endswith(PRINTS)
+
+
+def test_who_does_not_ask_gets_nothing_of_it(tmp_path):
+    (tmp_path / "ray.py").write_text("name = 'another'")
+    (tmp_path / "program.py").write_text(
+        """
+import os
+
+import concurrent_ml as cml
+import ray
+
+cml.init(num_cpus=1)
+
+@cml.remote
+def other():
+    import ray
+
+    return ray.name, "CLUSTER_COMPAT" in os.environ
+
+print(ray.name, cml.get(other.remote()))
+"""
+    )
+    assert run(tmp_path / "program.py", command=()) == "another ('another', False)\n"
+
+
+def test_who_asks_gets_it_before_an_installed_ray(tmp_path):
+    (tmp_path / "ray.py").write_text("raise SystemExit('the other one')")
+    (tmp_path / "program.py").write_text(
+        """
+import os
+import ray
+
+@ray.remote
+def here():
+    import ray
+
+    return ray.__version__, "CLUSTER_COMPAT" in os.environ
+
+assert ray.get(here.remote()) == (ray.__version__, False)
+"""
+    )
+    assert run(tmp_path / "program.py") == ""
+
+
+def test_asking_too_late_is_an_error(tmp_path):
+    for first, sentence in (("ray", "after `ray` was imported"), ("concurrent_ml", "after init")):
+        (tmp_path / "ray.py").write_text("def init(): pass")
+        program = f"import {first}; {first}.init()\nfrom concurrent_ml.compat import ray as r; r.install()"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert done.returncode == 1
+        assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "usage"),
+        (["-q", "x"], "no option -q"),
+        (["-m"], "name of a module"),
+        (["none.py"], "cannot read"),
+    ],
+)
+def test_the_command_says_how_it_is_used(arguments, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "concurrent_ml.compat.ray", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
