@@ -206,6 +206,16 @@ def test_wait_splits_into_ready_and_not_ready(cml: Any, tmp_path):
     assert cml.wait([slow, quick], num_returns=2, timeout=20) == ([slow, quick], [])
 
 
+def test_wait_gives_at_its_timeout_what_became_ready_meanwhile(cml: Any):
+    @cml.remote(num_cpus=0.1)
+    def nap(seconds):
+        time.sleep(seconds)
+
+    refs = [nap.remote(0.1), nap.remote(100), nap.remote(0.2)]
+    assert cml.wait(refs, num_returns=3, timeout=2) == ([refs[0], refs[2]], [refs[1]])
+    cml.cancel(refs[1])
+
+
 def test_wait_refuses_what_makes_no_sense(cml: Any):
     ref = cml.put(1)
     with pytest.raises(ValueError, match="num_returns"):

@@ -76,6 +76,22 @@ def test_the_process_goes_on_with_other_tasks(cml: Any, tmp_path):
     assert cml.get([pid.remote() for _ in range(4)], timeout=20)
 
 
+def test_a_task_is_cancelled_whenever_the_wish_comes(cml: Any):
+    """Also between its executor's claim and the first line of its code."""
+
+    @cml.remote
+    def sleep():
+        time.sleep(1000)
+
+    for turn in range(40):
+        refs = [sleep.remote() for _ in range(4)]
+        # From turn to turn a little later: before they are sent, while they begin, when they run.
+        time.sleep(turn * 0.0002)
+        for ref in refs:
+            cml.cancel(ref)
+        assert len(cml.wait(refs, num_returns=4, timeout=20)[0]) == 4, f"turn {turn}"
+
+
 def test_a_queued_task_never_starts(cml: Any, tmp_path):
     @cml.remote(num_cpus=2)
     def hold():

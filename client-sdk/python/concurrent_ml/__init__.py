@@ -23,6 +23,7 @@ from ._api import (
     shutdown,
     wait,
 )
+from ._completed import as_completed
 from ._context import RuntimeContext, get_runtime_context
 from ._native import ObjectRef
 from ._remote import RemoteFunction, remote
@@ -38,6 +39,7 @@ __all__ = [
     "RemoteFunction",
     "RuntimeContext",
     "__version__",
+    "as_completed",
     "available_resources",
     "cancel",
     "cluster_resources",

@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
@@ -149,6 +149,15 @@ class ActorMethod(Generic[P, R]):
         native = self._native or self._prepare()
         try:
             return native.call(args, kwargs)
+        except (ClusterClosedError, ConnectionLostError) as error:
+            _check_cluster(self._generation, self._description, self._ref, error)
+            raise
+
+    def map(self, *iterables: Iterable[Any], **kwargs: Any) -> list[ObjectRef[R]]:
+        """Calls it for each item of an iterable, or of several as Python's `map` does; returns the refs in order."""
+        native = self._native or self._prepare()
+        try:
+            return _calls.many(native, f"{self._name}.map", iterables, kwargs)
         except (ClusterClosedError, ConnectionLostError) as error:
             _check_cluster(self._generation, self._description, self._ref, error)
             raise

@@ -26,7 +26,11 @@ class _Waiter:
     def add(self, ref: _native.ObjectRef[Any], then: Callable[[], None]) -> int:
         token = next(_tokens)
         self.waiting[token] = then
-        self.client.on_ready(ref, self.queue, token)
+        try:
+            self.client.on_ready(ref, self.queue, token)
+        except BaseException:
+            del self.waiting[token]
+            raise
         return token
 
     def drain(self) -> None:
@@ -70,7 +74,7 @@ def await_ref(ref: _native.ObjectRef[Any]) -> Generator[Any, None, Any]:
 
 
 class _Thread:
-    """One thread for all futures of a connection."""
+    """One thread for all futures of a connection; ends with it."""
 
     def __init__(self, client: _native.Client) -> None:
         self.waiter = _Waiter(client)
@@ -81,26 +85,38 @@ class _Thread:
 
         poll = select.poll()
         poll.register(self.waiter.queue.fileno(), select.POLLIN)
-        while self.waiter.client.broken() is None or self.waiter.waiting:
+        while self.waiter.client.broken() is None:
             poll.poll(1000)
             self.waiter.drain()
+        # Of what is left none is told any more: the connection says why to each that asks.
+        self.waiter.drain()
+        while self.waiter.waiting:
+            self.waiter.waiting.popitem()[1]()
 
 
 _thread: _Thread | None = None
 
 
-def future_of(ref: _native.ObjectRef[Any]) -> concurrent.futures.Future[Any]:
-    """What `ref.future()` returns."""
+def when_ready(ref: _native.ObjectRef[Any], then: Callable[[], None]) -> _native.Client:
+    """Calls `then` in a thread of ours once `get` of the ref will not wait, or will fail; returns the connection."""
     global _thread
     client = _state.connected()
     with _state.lock:
         if _thread is None or _thread.waiter.client is not client:
             _thread = _Thread(client)
         thread = _thread
+    thread.waiter.add(ref, then)
+    return client
+
+
+def future_of(ref: _native.ObjectRef[Any]) -> concurrent.futures.Future[Any]:
+    """What `ref.future()` returns. Cancelling it leaves the task running: whoever else has the ref may want it."""
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()
+    client = _state.connected()
 
     def done() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             value = client.get(ref)
         except BaseException as error:
@@ -108,5 +124,5 @@ def future_of(ref: _native.ObjectRef[Any]) -> concurrent.futures.Future[Any]:
         else:
             future.set_result(value)
 
-    thread.waiter.add(ref, done)
+    when_ready(ref, done)
     return future

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from . import _native
 from ._serialization import CannotPickle, explain
 
 Described = tuple[tuple[str, int, bool], ...]
@@ -75,3 +76,19 @@ def complain(
             if not _serialization._can_pickle(value):
                 what = f"argument {argument!r} of {name}"
                 raise CannotPickle(explain(value, what, error.__cause__ or error)) from error.__cause__
+
+
+def many(
+    native: _native.Function, what: str, iterables: tuple[Iterable[Any], ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """Calls with one item of each iterable, until the shortest ends."""
+    if not iterables:
+        raise TypeError(f"{what}() takes one iterable or more: {what}(range(10))")
+    for given in iterables:
+        if isinstance(given, _native.ObjectRef):
+            raise TypeError(
+                f"{what}() takes iterables, and {given} is a ref to one value: get() it first, or give a list of refs"
+            )
+        if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+            raise TypeError(f"{what}() takes iterables, not a value of type {type(given).__name__}")
+    return native.call_many(zip(*iterables, strict=False), kwargs)

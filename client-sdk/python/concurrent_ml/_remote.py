@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -95,6 +95,37 @@ class RemoteFunction(Generic[P, R]):
             native = self._prepare()
         return native.call(args, kwargs)
 
+    @overload
+    def map(
+        self: RemoteFunction[Concatenate[A, ...], R],
+        values: Iterable[A] | Iterable[ObjectRef[A]],
+        /,
+        **kwargs: Any,
+    ) -> list[ObjectRef[R]]: ...
+    @overload
+    def map(
+        self, first: Iterable[Any], second: Iterable[Any], /, *more: Iterable[Any], **kwargs: Any
+    ) -> list[ObjectRef[R]]: ...
+    def map(self, *iterables: Iterable[Any], **kwargs: Any) -> list[Any]:
+        """Starts a call for each item of an iterable; returns their refs in the order of the items.
+
+        As with Python's `map`, several iterables give as many arguments, and the shortest ends it. Named arguments
+        are the same for each call. A ref among the items becomes its value, as with `remote`.
+
+        >>> import concurrent_ml as cml
+        >>> add = cml.remote(lambda x, y=0: x + y)
+        >>> cml.get(add.map(range(3)))
+        [0, 1, 2]
+        >>> cml.get(add.map([1, 2], [10, 20]))
+        [11, 22]
+        >>> cml.get(add.map([1, 2], y=100))
+        [101, 102]
+        """
+        native = self._native
+        if native is None or self._generation != _state.generation:
+            native = self._prepare()
+        return _calls.many(native, f"{_short_name(self._function)}.map", iterables, kwargs)
+
     def options(self, **options: Unpack[AllOptions]) -> RemoteFunction[P, R]:
         """The same function with other options: `f.options(num_cpus=2).remote(...)`."""
         return type(self)(self._function, self._options.changed(options))
@@ -139,6 +170,10 @@ class RemoteFunctionOfMany(RemoteFunction[P, R]):
 
         def remote(self, *args: Any, **kwargs: Any) -> list[ObjectRef[Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
             """As for one value, but with a list of refs."""
+            ...
+
+        def map(self, *iterables: Iterable[Any], **kwargs: Any) -> list[list[ObjectRef[Any]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """As for one value, but with a list of refs for each call."""
             ...
 
         def options(self, **options: Unpack[AllOptions]) -> RemoteFunctionOfMany[P, R]:

@@ -410,6 +410,26 @@ impl Client {
         Ok(Completions { queue })
     }
 
+    /// Whether the value is here and is an exception; false too where it is not here.
+    fn has_failed(&self, object: &ObjectRef) -> bool {
+        matches!(self.inner.try_get(object.id), Some(Got::Failed(_)))
+    }
+
+    /// Waits until there is something in the queue; false: `timeout` seconds passed. `on`: refs that it tells of.
+    #[pyo3(signature = (queue, on, timeout=None))]
+    fn wait_queue(
+        &self,
+        py: Python<'_>,
+        queue: &Completions,
+        on: &Bound<'_, PyList>,
+        timeout: Option<f64>,
+    ) -> PyResult<bool> {
+        let on = ids_of(on, "wait", false)?;
+        let (deadline, within) = (deadline(timeout)?, within(py));
+        let queue = &queue.queue;
+        interruptible(py, |interrupt| self.inner.wait_queue(within, queue, &on, deadline, interrupt))
+    }
+
     /// Puts `token` into the queue once `get` will not wait.
     fn on_ready(&self, py: Python<'_>, object: &ObjectRef, queue: &Completions, token: u64) -> PyResult<()> {
         self.inner.on_ready(object.id, &queue.queue, token).map_err(|error| client_error(py, error, None))

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use client_runtime::{Got, HandleSource, Task as Claimed, Work};
+use client_runtime::{ClientError, Got, HandleSource, Task as Claimed, Work};
 use cluster_types::client_node::{Cancellation, ExecutorFailure};
 use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
@@ -278,9 +278,15 @@ impl Task {
         Ok((args.to_tuple(), kwargs))
     }
 
-    /// User code begins: from here on the task can be cancelled.
-    fn enter(&self) {
+    /// User code begins: from here on the task can be cancelled. A signal that came before found nothing to end, so
+    /// that request is answered here.
+    fn enter(&self, py: Python<'_>) -> PyResult<()> {
         self.client.enter_user_code(self.claimed.tag);
+        if self.client.take_cancel() {
+            self.client.leave_user_code();
+            return Err(client_error(py, ClientError::Cancelled, None));
+        }
+        Ok(())
     }
 
     fn leave(&self) {

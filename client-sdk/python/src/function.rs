@@ -200,6 +200,26 @@ impl Function {
             }
         }
     }
+
+    /// Submits a call for each tuple of arguments, all with the same named ones; what `call` returns, in order.
+    fn call_many<'py>(
+        &self,
+        py: Python<'py>,
+        calls: &Bound<'py, PyAny>,
+        kwargs: Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        /// So many calls are made before other threads and signals get their turn.
+        const TURN: usize = 512;
+        let results = PyList::empty(py);
+        for (number, args) in calls.try_iter()?.enumerate() {
+            if number % TURN == TURN - 1 {
+                py.detach(std::thread::yield_now);
+                py.check_signals()?;
+            }
+            results.append(self.call(py, args?.cast_into::<PyTuple>()?, kwargs.clone())?)?;
+        }
+        Ok(results)
+    }
 }
 
 pub(crate) fn random_job() -> PyResult<JobId> {

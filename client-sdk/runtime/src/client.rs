@@ -451,7 +451,16 @@ impl Client {
             Ok(Step::Wait(For::Progress(look_at)))
         });
         match waited {
-            Ok(()) | Err(ClientError::TimedOut) => {}
+            Ok(()) => {}
+            Err(ClientError::TimedOut) => {
+                // Too few for the wait to be over, so nobody has looked since it began.
+                let mut inner = shared.lock();
+                for index in pending.into_iter().flatten() {
+                    if found.len() < enough && inner.core.poll(objects[index], fetch) == Some(true) {
+                        found.push(index);
+                    }
+                }
+            }
             Err(error) => return Err(error),
         }
         found.sort_unstable();
@@ -492,6 +501,35 @@ impl Client {
         inner.hooks.entry(object).or_default().push((queue.queue.clone(), token));
         shared.after_append(inner, false);
         Ok(())
+    }
+
+    /// Waits until there is something in the queue to drain; false: the deadline passed. `on` are objects of those that
+    /// the queue tells of, some at least: a task that waits lends its CPU to what makes them.
+    ///
+    /// # Errors
+    /// As [`Client::get_within`], but a passed deadline is none, nor a broken connection, which fills the queue.
+    pub fn wait_queue(
+        &self,
+        within: Option<u64>,
+        queue: &CompletionQueue,
+        on: &[ObjectId],
+        deadline: Option<Instant>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<bool, ClientError> {
+        let shared = self.shared();
+        let awaited = |_: &Inner| on.to_vec();
+        let manner = Manner { blocks_on: Some(&awaited), within, ..Manner::until(deadline) };
+        let waited = shared.wait_until(manner, interrupt, |inner| {
+            if !queue.is_empty() {
+                return Ok(Step::Done(()));
+            }
+            Ok(Step::Wait(For::Progress(inner.core.progress() + 1)))
+        });
+        match waited {
+            Ok(()) => Ok(true),
+            Err(ClientError::TimedOut) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     // ---- people ----

@@ -43,6 +43,11 @@ impl CompletionQueue {
         }
         std::mem::take(&mut tokens)
     }
+
+    /// Whether `drain` would give nothing.
+    pub fn is_empty(&self) -> bool {
+        self.queue.tokens.lock().is_empty()
+    }
 }
 
 impl AsFd for CompletionQueue {

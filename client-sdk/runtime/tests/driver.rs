@@ -117,11 +117,32 @@ fn wait_counts_what_is_ready_and_keeps_to_its_deadline() {
     let short = Some(begun + Duration::from_millis(30));
     assert_eq!(client.wait(&ids, 3, short, false, go), Ok(vec![1, 3]));
     assert!(begun.elapsed() >= Duration::from_millis(30) && begun.elapsed() < Duration::from_secs(5));
+    let later = [never, submit(&client, "echo", b"3")];
+    let short = Some(Instant::now() + Duration::from_millis(300));
+    assert_eq!(client.wait(&later, 2, short, true, go), Ok(vec![1]), "became ready while it waited");
     assert!(matches!(client.get(&ids, Some(Instant::now()), go), Err(ClientError::TimedOut)));
     let unknown = ObjectId::default();
     assert!(matches!(client.get(&[unknown], soon(), go), Err(ClientError::NoHandle(id)) if id == unknown));
     assert_eq!(client.wait(&[unknown], 1, soon(), true, go), Err(ClientError::NoHandle(unknown)));
     assert_eq!(client.wait(&[], 1, None, true, go), Ok(vec![]));
+}
+
+#[test]
+fn a_queue_is_waited_for_until_something_is_in_it() {
+    let (_daemon, client) = Daemon::with_driver();
+    let go = &mut || Ok(());
+    let queue = client.completion_queue().unwrap();
+    let ids = [submit(&client, "never", b""), submit(&client, "echo", b"1")];
+    for (token, id) in (7..).zip(ids) {
+        client.on_ready(id, &queue, token).unwrap();
+    }
+    assert_eq!(client.wait_queue(None, &queue, &ids, soon(), go), Ok(true));
+    assert_eq!(queue.drain(), [8]);
+    let short = Some(Instant::now() + Duration::from_millis(30));
+    assert_eq!(client.wait_queue(None, &queue, &ids, short, go), Ok(false));
+    client.disconnect();
+    assert_eq!(client.wait_queue(None, &queue, &ids, soon(), go), Ok(true), "nothing more will come");
+    assert_eq!(queue.drain(), [7]);
 }
 
 #[test]
