@@ -10,7 +10,7 @@
 >>> cml.shutdown()
 """
 
-from . import _native, exceptions
+from . import _joblib_name, _native, exceptions
 from ._actor import Actor, ActorClass, ActorHandle, ActorMethod, cancel, exit_actor, get_actor, kill, method
 from ._api import (
     available_resources,
@@ -29,6 +29,8 @@ from ._native import ObjectRef
 from ._remote import RemoteFunction, remote
 
 __version__ = _native.VERSION
+
+_joblib_name.offer()
 
 __all__ = [
     "Actor",
