@@ -1,5 +1,6 @@
 //! The table of objects.
 
+use std::collections::hash_map::Entry as Entered;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use cluster_types::{
 
 use crate::Outbox;
 use crate::state::{Entry, State};
+use crate::streams::Stream;
 
 /// Where the refs that become handles came from: what keeps their objects alive until this process holds them itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +50,15 @@ pub struct ClientCore {
     covers: Map<ObjectId, Vec<ObjectId>>,
     /// The same for the arguments of the running task.
     task_covers: Vec<ObjectId>,
+    /// What own tasks yield, while anybody may take it.
+    pub(crate) streams: Map<TaskId, Stream>,
     /// Own tasks that have not ended, with their number of results.
     pub(crate) unfinished: Map<TaskId, u32>,
     /// Ranges of the own lease that the daemon knows, by object and by place.
     pub(crate) own_ranges: Map<ObjectId, Location>,
     own_places: Map<(SegmentId, u64), ObjectId>,
+    /// Further ranges of objects that this process made more than once: of items that a task yielded again.
+    spare_ranges: Map<ObjectId, Vec<Location>>,
     /// May be gone; looked at when the next batch is taken.
     idle: Vec<ObjectId>,
     /// Own ranges that are free again, for the edge's allocator.
@@ -75,9 +81,11 @@ impl ClientCore {
             contains: Map::default(),
             covers: Map::default(),
             task_covers: Vec::new(),
+            streams: Map::default(),
             unfinished: Map::default(),
             own_ranges: Map::default(),
             own_places: Map::default(),
+            spare_ranges: Map::default(),
             idle: Vec::new(),
             freed: Vec::new(),
             fired: Vec::new(),
@@ -117,6 +125,9 @@ impl ClientCore {
         self.share_all(spec.held());
         self.out.push(ClientToNode::Submit(spec));
         self.unfinished.insert(id, template.num_returns);
+        if let Some(limits) = template.stream {
+            self.open_stream(id, limits);
+        }
         let results: Refs = (0..template.num_returns).map(|index| id.result(index)).collect();
         for &result in &results {
             // Rule R2: the submitter holds them from the start.
@@ -168,8 +179,13 @@ impl ClientCore {
 
     /// A range of the own lease now holds this object, also beyond this process's interest in it.
     pub fn note_own_range(&mut self, object: ObjectId, location: Location) {
-        self.own_ranges.insert(object, location);
         self.own_places.insert((location.segment, location.offset), object);
+        match self.own_ranges.entry(object) {
+            Entered::Vacant(entry) => {
+                entry.insert(location);
+            }
+            Entered::Occupied(_) => self.spare_ranges.entry(object).or_default().push(location),
+        }
     }
 
     // ---- handles and views ----
@@ -289,7 +305,30 @@ impl ClientCore {
     pub(crate) fn forget_own_range(&mut self, object: ObjectId) -> Option<Location> {
         let location = self.own_ranges.remove(&object)?;
         self.own_places.remove(&(location.segment, location.offset));
+        if let Entered::Occupied(mut spares) = self.spare_ranges.entry(object) {
+            if let Some(next) = spares.get_mut().pop() {
+                self.own_ranges.insert(object, next);
+            }
+            if spares.get().is_empty() {
+                spares.remove();
+            }
+        }
         Some(location)
+    }
+
+    /// This range is one that the object's value lies in a second time; it is so no more.
+    pub(crate) fn forget_spare_range(&mut self, object: ObjectId, range: Location) -> bool {
+        let Entered::Occupied(mut spares) = self.spare_ranges.entry(object) else { return false };
+        let before = spares.get().len();
+        spares.get_mut().retain(|spare| *spare != range);
+        let found = spares.get().len() < before;
+        if spares.get().is_empty() {
+            spares.remove();
+        }
+        if found {
+            self.own_places.remove(&(range.segment, range.offset));
+        }
+        found
     }
 
     pub(crate) fn object_at(&self, location: Location) -> Option<ObjectId> {

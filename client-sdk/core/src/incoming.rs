@@ -15,6 +15,7 @@ impl ClientCore {
     pub fn on_message(&mut self, message: NodeToClient) -> Option<NodeToClient> {
         match message {
             NodeToClient::Finished { task, outcome } => self.finished(task, outcome),
+            NodeToClient::Item { task, index, value } => self.item_came(task, index, value),
             NodeToClient::Ready { object, value } => self.arrived(object, value),
             NodeToClient::RangesFreed(ranges) => ranges.into_iter().for_each(|range| self.range_freed(range)),
             NodeToClient::Evict { object } => self.evict(object),
@@ -35,6 +36,7 @@ impl ClientCore {
                     };
                     self.settle(task.result(index), state);
                 }
+                self.stream_ended(task, None);
             }
             FinishedOutcome::Ok(values) => {
                 let failure = Arc::new(Failure {
@@ -58,10 +60,11 @@ impl ClientCore {
         for index in 0..returns {
             self.settle(task.result(index), State::Failed(failure.clone()));
         }
+        self.stream_ended(task, Some(failure));
     }
 
     /// An object that had no value here has one now, or is known to exist.
-    fn settle(&mut self, object: ObjectId, state: State) {
+    pub(crate) fn settle(&mut self, object: ObjectId, state: State) {
         let Some(entry) = self.objects.get_mut(&object) else { return };
         if entry.state.is_here() {
             return;
@@ -104,6 +107,9 @@ impl ClientCore {
 
     fn range_freed(&mut self, range: Location) {
         let Some(object) = self.object_at(range) else { return };
+        if self.forget_spare_range(object, range) {
+            return self.freed.push(range);
+        }
         let known = self.own_ranges.get(&object) == Some(&range);
         let viewed = self.objects.get(&object).is_some_and(|entry| {
             entry.views > 0 && matches!(entry.state, State::Own(at) | State::Located(at) if at == range)

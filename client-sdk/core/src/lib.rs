@@ -4,6 +4,7 @@
 //! - [`ClientCore`]: the table of objects and the only mutator.
 //! - [`outbox`]: what is to be sent, in order (rule T3).
 //! - [`state`]: what is known of one object.
+//! - `streams`: what own tasks yield while they run.
 //!
 //! What it promises its daemon, and the simulation checks:
 //! - REF-1, this process's part: an object has a hold of this process at the head for as long as a handle or a view of
@@ -19,8 +20,10 @@ mod escape;
 mod incoming;
 pub mod outbox;
 pub mod state;
+mod streams;
 #[cfg(test)]
 mod tests;
 
 pub use core::{ClientCore, HandleSource, Reading};
 pub use outbox::Outbox;
+pub use streams::Taking;

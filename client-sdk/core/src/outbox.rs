@@ -118,6 +118,7 @@ fn size(message: &ClientToNode) -> usize {
                 }
                 Err(failed) => failed.failure.message.len() + failed.failure.payload.len(),
             },
+            ClientToNode::Yielded(yielded) => put(&yielded.item.value) + ID * yielded.item.contains.len(),
             ClientToNode::Log(line) => line.text.len(),
             _ => 0,
         }

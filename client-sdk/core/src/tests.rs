@@ -1,6 +1,7 @@
 //! Events in, batches out; then random programs against a model of the head that counts every hold.
 
 mod model;
+mod streams;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ fn template(function: ObjectId, num_returns: u32) -> Arc<TaskTemplate> {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
+        stream: None,
     })
 }
 

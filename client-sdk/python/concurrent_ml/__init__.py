@@ -25,8 +25,9 @@ from ._api import (
 )
 from ._completed import as_completed
 from ._context import RuntimeContext, get_runtime_context
-from ._native import ObjectRef
+from ._native import ObjectRef, ObjectRefGenerator
 from ._remote import RemoteFunction, remote
+from ._streams import DynamicObjectRefGenerator
 
 __version__ = _native.VERSION
 
@@ -37,7 +38,9 @@ __all__ = [
     "ActorClass",
     "ActorHandle",
     "ActorMethod",
+    "DynamicObjectRefGenerator",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "RuntimeContext",
     "__version__",

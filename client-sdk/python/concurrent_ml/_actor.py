@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
-from . import _calls, _native, _state
-from ._native import ObjectRef
-from ._options import ActorOptions, MethodOptions
+from . import _calls, _native, _state, _streams
+from ._native import ObjectRef, ObjectRefGenerator
+from ._options import STREAM_BYTES, ActorOptions, MethodOptions
 from .exceptions import ClusterClosedError, ConnectionLostError, _ActorExit
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ _SPECIAL = {"__ray_ready__": (), "__ray_call__": None, "__ray_terminate__": ()}
 class Method:
     """What a handle knows of a method."""
 
-    num_returns: int = 1
+    num_returns: int | str | None = None
     group: str = ""
     signature: _calls.Described | None = None
+    limits: tuple[int | None, int | None] = (None, STREAM_BYTES)
+    """Of items and of bytes, where it yields."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Description:
     @functools.cached_property
     def pickled(self) -> bytes:
         """As bytes that any process can read."""
-        methods = {name: (m.num_returns, m.group, m.signature) for name, m in self.methods.items()}
+        methods = {name: (m.num_returns, m.group, m.signature, m.limits) for name, m in self.methods.items()}
         parts = (self.class_name, self.module, methods, self.is_async, self.groups, self.max_task_retries)
         return pickle.dumps(parts, 5)
 
@@ -143,6 +145,8 @@ class ActorMethod(Generic[P, R]):
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
         """Calls it; returns a ref to the result at once (a list of refs with `num_returns`).
 
+        Of a method that yields, it returns an `ObjectRefGenerator`.
+
         A ref among the arguments becomes its value before the method starts; refs inside lists, dicts and other
         objects stay refs.
         """
@@ -163,13 +167,21 @@ class ActorMethod(Generic[P, R]):
             raise
 
     def options(self, **options: Unpack[AllMethodOptions]) -> ActorMethod[P, R]:
-        """The same method with other options: `num_returns`, `concurrency_group`, `name`, `timeout`."""
+        """The same method with other options: `num_returns`, `concurrency_group`, `name`, `timeout`, and of
+        what yields `stream_max_items`, `stream_max_bytes`.
+        """
         chosen = (self._options or self._declared()).changed(options)
         return ActorMethod(self._ref, self._description, self._name, self._generation, chosen)
 
     def _declared(self) -> MethodOptions:
         known = self._description.methods.get(self._name, Method())
-        return MethodOptions(num_returns=known.num_returns, concurrency_group=known.group)
+        max_items, max_bytes = known.limits
+        return MethodOptions(
+            num_returns=known.num_returns,
+            concurrency_group=known.group,
+            stream_max_items=max_items,
+            stream_max_bytes=max_bytes,
+        )
 
     def _prepare(self) -> _native.Function:
         _check_cluster(self._generation, self._description, self._ref)
@@ -182,6 +194,7 @@ class ActorMethod(Generic[P, R]):
         name = options.name or f"{about.class_name}.{self._name}"
         known = about.methods.get(self._name)
         signature = known.signature if known else _SPECIAL.get(self._name)
+        num_returns, stream = _streams.returns(options)
         self._native = _native.Function(
             _state.connected(),
             self._ref,
@@ -190,7 +203,8 @@ class ActorMethod(Generic[P, R]):
             num_gpus=0,
             memory=0,
             resources={},
-            num_returns=options.num_returns,
+            num_returns=num_returns,
+            stream=stream,
             max_retries=about.max_task_retries,
             retry_exceptions=b"",
             env_vars={},
@@ -421,7 +435,11 @@ class ActorClass(Generic[P, T]):
                     f"{cls.__name__}.{name} is in the concurrency group {group!r}, and the class has "
                     f"{there_are}: name it in concurrency_groups={{{group!r}: 1}}"
                 )
-            methods[name] = Method(declared.num_returns, group, signature)
+            num_returns = declared.num_returns
+            if num_returns is None and _streams.is_generator(function):
+                num_returns = "streaming"
+            limits = (declared.stream_max_items, declared.stream_max_bytes)
+            methods[name] = Method(num_returns, group, signature, limits)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         groups = tuple(options.concurrency_groups)
         return Description(name, cls.__module__, methods, is_async, groups, options.max_task_retries)
@@ -541,7 +559,7 @@ def exit_actor() -> NoReturn:
     raise _ActorExit
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
     """Cancels the task whose result this is; `get` of it raises `TaskCancelledError`, which says who cancelled.
 
     A task that has not started never does. One that runs is interrupted: a function, or a method of a plain actor,
@@ -552,6 +570,8 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     """
     if isinstance(ref, ActorHandle):
         raise TypeError("cancel() takes an ObjectRef, not an actor; kill(actor) ends one")
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef, not a value of type {type(ref).__name__}")
     task = _state.current_task()

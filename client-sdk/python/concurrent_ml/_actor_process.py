@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from . import _native, _state
+from . import _native, _state, _streams
 from .exceptions import _ActorExit, _Cancelled
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ class Threads:
         try:
             args, kwargs = task.arguments()
             with self.reports.limit(task):
-                return self.actor.method(task.method[0])(*args, **kwargs)
+                result = self.actor.method(task.method[0])(*args, **kwargs)
+                return _streams.drain(task, result) if task.streams else result
         finally:
             # From here on nothing is raised in it any more, and what was to be is forgotten.
             with self.lock:
@@ -285,6 +286,8 @@ class EventLoop:
                     result = self.actor.method(name)(*args, **kwargs)
                     if inspect.isawaitable(result):
                         result = await result
+                    if task.streams:
+                        result = await _streams.drain_in_loop(task, result)
             reports.finished(task, result)
         except SystemExit as leaving:
             reports.leaving(task, leaving)

@@ -255,6 +255,8 @@ def wait(
 ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Splits refs into those that are ready (at most `num_returns`) and the others, both in order.
 
+    An `ObjectRefGenerator` may be among them: it is ready when its next item is, or when there will be none.
+
     Returns as soon as `num_returns` are ready, or after `timeout` seconds with what is.
     """
     if not isinstance(refs, list):

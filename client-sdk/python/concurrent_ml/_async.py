@@ -8,9 +8,11 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _native, _state
+
+T = TypeVar("T")
 
 _tokens = itertools.count(1)
 
@@ -71,6 +73,35 @@ def await_ref(ref: _native.ObjectRef[Any]) -> Generator[Any, None, Any]:
     finally:
         waiter.waiting.pop(token, None)
     return waiter.client.get(ref)
+
+
+async def until(register: Callable[[_native.Completions, int], None]) -> None:
+    """Waits for what puts the token that it is given into the queue that it is given."""
+    loop = asyncio.get_running_loop()
+    waiter = _of_loop(loop)
+    future: asyncio.Future[None] = loop.create_future()
+
+    def done() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    token = next(_tokens)
+    waiter.waiting[token] = done
+    try:
+        register(waiter.queue, token)
+        await future
+    finally:
+        waiter.waiting.pop(token, None)
+
+
+async def next_item(generator: _native.ObjectRefGenerator[T]) -> _native.ObjectRef[T]:
+    """What `anext(generator)` does."""
+    while True:
+        ref = generator._take()
+        if ref is not None:
+            return ref
+        client = _state.connected()
+        await until(lambda queue, token: client.on_ready(generator, queue, token))
 
 
 class _Thread:

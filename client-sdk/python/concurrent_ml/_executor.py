@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _native, _state, _zygote, exceptions
+from . import _native, _state, _streams, _zygote, exceptions
 from ._lines import Lines
 
 if TYPE_CHECKING:
@@ -124,6 +124,14 @@ class Reports:
         task.fail(message, story, _is_retryable(task, error), "Exception")
 
 
+def run(
+    task: _native.Task, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Calls the user's code; what it yields goes out as it comes."""
+    result = function(*args, **kwargs)
+    return _streams.drain(task, result) if task.streams else result
+
+
 class _Loop:
     def __init__(self, client: _native.Client) -> None:
         self.client = client
@@ -179,9 +187,9 @@ class _Loop:
         task.enter()
         try:
             if seconds is None:
-                return function(*args, **kwargs)
+                return run(task, function, args, kwargs)
             with timed(task, seconds):
-                return function(*args, **kwargs)
+                return run(task, function, args, kwargs)
         finally:
             task.leave()
 

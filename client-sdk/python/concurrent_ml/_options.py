@@ -11,6 +11,9 @@ from typing import Any, Literal, TypedDict
 
 _RUNTIME_ENV = {"env_vars"}
 
+STREAM_BYTES = 256 << 20
+"""A task that yields may be so many bytes ahead of who takes its items, unless told."""
+
 
 class OtherOptions(TypedDict, total=False):
     """Every option but `num_returns`, for type checkers."""
@@ -25,12 +28,14 @@ class OtherOptions(TypedDict, total=False):
     runtime_env: Mapping[str, Any] | None
     scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
     timeout: str | float | None
+    stream_max_items: int | None
+    stream_max_bytes: int | None
 
 
 class AllOptions(OtherOptions, total=False):
     """Every option, for type checkers."""
 
-    num_returns: int
+    num_returns: int | Literal["streaming", "dynamic"] | None
 
 
 class AllActorOptions(TypedDict, total=False):
@@ -55,10 +60,12 @@ class AllActorOptions(TypedDict, total=False):
 class AllMethodOptions(TypedDict, total=False):
     """Every option of a method, for type checkers."""
 
-    num_returns: int
+    num_returns: int | Literal["streaming"] | None
     concurrency_group: str | None
     name: str | None
     timeout: str | float | None
+    stream_max_items: int | None
+    stream_max_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,16 @@ class Options:
     num_gpus: float = 0
     memory: float = 0
     resources: Mapping[str, float] = field(default_factory=dict)
-    num_returns: int = 1
+    num_returns: int | str | None = None
+    """`None`: one, or as many as there are where the function is a generator's."""
     max_retries: int = 3
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
     name: str | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     scheduling_strategy: str = "DEFAULT"
     timeout: float | None = None
+    stream_max_items: int | None = None
+    stream_max_bytes: int | None = STREAM_BYTES
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -123,10 +133,12 @@ class ActorOptions:
 class MethodOptions:
     """What a call of a method asks for."""
 
-    num_returns: int = 1
+    num_returns: int | str | None = None
     concurrency_group: str | None = None
     name: str | None = None
     timeout: float | None = None
+    stream_max_items: int | None = None
+    stream_max_bytes: int | None = STREAM_BYTES
 
     def changed(self, given: Mapping[str, Any]) -> MethodOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -187,13 +199,31 @@ def amounts(key: str, value: Any) -> dict[str, float]:
     return dict(value)
 
 
-def _count(key: str, value: Any) -> int:
-    if value is None:
-        return 1
+def _returns(key: str, value: Any) -> int | str | None:
+    if value is None or (isinstance(value, str) and value in ("streaming", "dynamic")):
+        return value
+    if isinstance(value, str):
+        raise ValueError(f'{key} is {value!r}; it must be a whole number, "streaming" or "dynamic"')
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{key} is {value!r}; it must be a whole number")
+        raise TypeError(f'{key} is {value!r}; it must be a whole number, "streaming" or "dynamic"')
     if not 0 <= value < 1 << 24:
         raise ValueError(f"{key} is {value}; it must be from 0 to {(1 << 24) - 1}")
+    return value
+
+
+def _method_returns(key: str, value: Any) -> int | str | None:
+    if value == "dynamic":
+        raise ValueError(f'{key} is "dynamic", which is for functions; a method can be "streaming"')
+    return _returns(key, value)
+
+
+def _limit(key: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r}; it must be a whole number, or None (no limit)")
+    if not 1 <= value < 1 << (31 if key == "stream_max_items" else 62):
+        raise ValueError(f"{key} is {value}; it must be 1 or more, or None (no limit)")
     return value
 
 
@@ -317,13 +347,15 @@ _CHECKS = {
     "num_gpus": _gpus,
     "memory": amount,
     "resources": amounts,
-    "num_returns": _count,
+    "num_returns": _returns,
     "max_retries": _retries,
     "retry_exceptions": _retry_exceptions,
     "name": _name,
     "runtime_env": runtime_env,
     "scheduling_strategy": _strategy,
     "timeout": duration,
+    "stream_max_items": _limit,
+    "stream_max_bytes": _limit,
 }
 
 _ACTOR_CHECKS = {
@@ -344,8 +376,10 @@ _ACTOR_CHECKS = {
 }
 
 _METHOD_CHECKS = {
-    "num_returns": _count,
+    "num_returns": _method_returns,
     "concurrency_group": _name,
     "name": _name,
     "timeout": duration,
+    "stream_max_items": _limit,
+    "stream_max_bytes": _limit,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -19,15 +19,16 @@ from typing import (
     overload,
 )
 
-from . import _calls, _native, _state
+from . import _calls, _native, _state, _streams
 from ._actor import Actor, ActorClass, TypedActorClass
-from ._native import ObjectRef
+from ._native import ObjectRef, ObjectRefGenerator
 from ._options import ActorOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._options import AllActorOptions, AllOptions, OtherOptions
+    from ._streams import DynamicObjectRefGenerator
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +88,8 @@ class RemoteFunction(Generic[P, R]):
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Starts a call on the cluster; returns a ref to its result at once (a list of refs with `num_returns`).
 
+        Of a generator function it returns an `ObjectRefGenerator`, which gives a ref for each item as it is yielded.
+
         A ref among the arguments becomes its value before the function starts; refs inside lists, dicts and other
         objects stay refs.
         """
@@ -136,20 +139,25 @@ class RemoteFunction(Generic[P, R]):
             options = self._options
             name = options.name or _short_name(self._function)
             signature = _calls.described(self._function)
+            num_returns, stream = _streams.returns(options, self._function)
+            function = self._function
+            if options.num_returns == "dynamic":
+                function = _streams.Collected(function)
             native = _native.Function(
                 client,
-                client.put_function(self._function, f"the function {name}"),
+                client.put_function(function, f"the function {name}"),
                 name,
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 memory=options.memory,
                 resources=dict(options.resources),
-                num_returns=options.num_returns,
+                num_returns=num_returns,
                 max_retries=options.max_retries,
                 retry_exceptions=_retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
                 spread=options.scheduling_strategy == "SPREAD",
                 timeout=options.timeout,
+                stream=stream,
                 parameters=_calls.parameters(signature),
                 complain=functools.partial(_calls.complain, signature, name),
             )
@@ -181,6 +189,20 @@ class RemoteFunctionOfMany(RemoteFunction[P, R]):
             ...
 
 
+class RemoteGenerator(RemoteFunction[P, R]):
+    """A remote generator function: `.remote(...)` returns a generator of refs, one for each item that it yields."""
+
+    if TYPE_CHECKING:
+
+        def remote(self, *args: Any, **kwargs: Any) -> ObjectRefGenerator[R]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """As for one value, but with a generator of refs."""
+            ...
+
+        def options(self, **options: Unpack[AllOptions]) -> RemoteGenerator[P, R]:
+            """The same function with other options."""
+            ...
+
+
 def _short_name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__name__
     return name.rpartition("<locals>.")[2]
@@ -200,6 +222,10 @@ class _Decorator(Protocol):
     @overload
     def __call__(self, cls: type[T], /) -> ActorClass[..., T]: ...
     @overload
+    def __call__(self, function: Callable[P, Iterator[T]], /) -> RemoteGenerator[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterator[T]], /) -> RemoteGenerator[P, T]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
@@ -214,14 +240,35 @@ class _DecoratorOfMany(Protocol):
     def __call__(self, function: Callable[P, R], /) -> RemoteFunctionOfMany[P, R]: ...
 
 
+class _DecoratorOfStream(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Iterable[T]], /) -> RemoteGenerator[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterable[T]], /) -> RemoteGenerator[P, T]: ...
+
+
+class _DecoratorOfDynamic(Protocol):
+    def __call__(
+        self, function: Callable[P, Iterable[T]], /
+    ) -> RemoteFunction[P, DynamicObjectRefGenerator[T]]: ...
+
+
 @overload
 def remote(cls: Callable[P, A_], /) -> TypedActorClass[P, A_]: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
 def remote(cls: type[T], /) -> ActorClass[..., T]: ...
 @overload
+def remote(function: Callable[P, Iterator[T]], /) -> RemoteGenerator[P, T]: ...
+@overload
+def remote(function: Callable[P, AsyncIterator[T]], /) -> RemoteGenerator[P, T]: ...
+@overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
 def remote(*, num_returns: Literal[1] = 1, **options: Unpack[OtherOptions]) -> _Decorator: ...
+@overload
+def remote(*, num_returns: Literal["streaming"], **options: Unpack[OtherOptions]) -> _DecoratorOfStream: ...
+@overload
+def remote(*, num_returns: Literal["dynamic"], **options: Unpack[OtherOptions]) -> _DecoratorOfDynamic: ...
 @overload
 def remote(*, num_returns: int, **options: Unpack[OtherOptions]) -> _DecoratorOfMany: ...
 @overload
@@ -234,6 +281,11 @@ def remote(*args: Any, **options: Any) -> Any:
     `retry_exceptions` (False, True, or a list of classes: which of the function's own exceptions are retried too),
     `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD"), `timeout` (seconds,
     or "30s": it is cancelled when it has run for so long).
+
+    A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns an
+    `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead
+    of who takes the items; then it waits. `num_returns="streaming"` says so of a function that returns something to
+    loop over; with `num_returns="dynamic"` the one result is a list of refs, there when all items are.
 
     >>> import concurrent_ml as cml
     >>> @cml.remote(num_cpus=0.5)

@@ -20,6 +20,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::errors::{client_error, connect_error, failure_error};
 use crate::executor::{Task, within};
 use crate::function::random_job;
+use crate::generator::ObjectRefGenerator;
 use crate::object_ref::ObjectRef;
 use crate::value::{from_bytes, to_parcel};
 
@@ -55,6 +56,18 @@ fn ids_of(refs: &Bound<'_, PyList>, verb: &str, unique: bool) -> PyResult<Vec<Ob
     let list = LISTS.fetch_add(1, Ordering::Relaxed) + 1;
     let mut ids = Vec::with_capacity(refs.len());
     for (index, item) in refs.iter().enumerate() {
+        if let Ok(generator) = item.cast::<ObjectRefGenerator>()
+            && verb == "wait"
+        {
+            // It is ready when its next item is.
+            if generator.get().repeats(list) {
+                return Err(PyValueError::new_err(format!(
+                    "wait() takes each generator once, but item {index} is a duplicate"
+                )));
+            }
+            ids.push(generator.get().awaited());
+            continue;
+        }
         let Ok(item) = item.cast::<ObjectRef>() else {
             let kind = item.get_type().name()?;
             return Err(PyTypeError::new_err(format!(
@@ -431,8 +444,18 @@ impl Client {
     }
 
     /// Puts `token` into the queue once `get` will not wait.
-    fn on_ready(&self, py: Python<'_>, object: &ObjectRef, queue: &Completions, token: u64) -> PyResult<()> {
-        self.inner.on_ready(object.id, &queue.queue, token).map_err(|error| client_error(py, error, None))
+    fn on_ready(
+        &self,
+        py: Python<'_>,
+        object: &Bound<'_, PyAny>,
+        queue: &Completions,
+        token: u64,
+    ) -> PyResult<()> {
+        let id = match object.cast::<ObjectRefGenerator>() {
+            Ok(generator) => generator.get().awaited(),
+            Err(_) => object.cast::<ObjectRef>()?.get().id,
+        };
+        self.inner.on_ready(id, &queue.queue, token).map_err(|error| client_error(py, error, None))
     }
 }
 
@@ -468,7 +491,7 @@ fn take_fd(number: i32) -> PyResult<OwnedFd> {
 /// Refs that became ready, for one event loop.
 #[pyclass(frozen, module = "concurrent_ml._native")]
 pub(crate) struct Completions {
-    queue: CompletionQueue,
+    pub(crate) queue: CompletionQueue,
 }
 
 #[pymethods]

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use client_runtime::{ClientError, Got, HandleSource, Task as Claimed, Work};
 use cluster_types::client_node::{Cancellation, ExecutorFailure};
-use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, TaskKind};
+use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, StreamLimits, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::connection::{Client, interruptible};
+use crate::connection::{Client, Completions, interruptible};
 use crate::errors::{client_error, failure_error};
 use crate::object_ref::ObjectRef;
 use crate::value::{from_bytes, to_parcel};
@@ -300,6 +300,42 @@ impl Task {
         py.detach(|| self.client.cancel_reason(self.claimed.tag, patience))
     }
 
+    /// Whether it yields items.
+    #[getter]
+    fn streams(&self) -> bool {
+        self.claimed.spec.template.stream.is_some()
+    }
+
+    /// Yields the next item. False: nobody wants it, nor any more.
+    fn yield_item(&self, py: Python<'_>, item: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let what = format!("an item of {}", self.claimed.spec.template.name);
+        let (parcel, refs) = to_parcel(py, &self.client, item, &what)?;
+        self.client
+            .yield_item(self.claimed.tag, parcel, Refs::from_vec(refs))
+            .map_err(|error| client_error(py, error, None))
+    }
+
+    /// Whether it may yield more without waiting, and whether anybody wants that.
+    fn room(&self) -> (bool, bool) {
+        self.client.room(self.claimed.tag, self.limits())
+    }
+
+    /// Waits until it may yield more. False: nobody wants that.
+    fn wait_for_room(&self, py: Python<'_>) -> PyResult<bool> {
+        if let (true, wanted) = self.room()
+            && !self.client.is_far_ahead()
+        {
+            return Ok(wanted);
+        }
+        let (tag, limits) = (self.claimed.tag, self.limits());
+        interruptible(py, |interrupt| self.client.wait_for_room(tag, limits, interrupt))
+    }
+
+    /// Puts `token` into the queue once there may be room.
+    fn on_room(&self, queue: &Completions, token: u64) {
+        self.client.on_room(self.claimed.tag, self.limits(), &queue.queue, token);
+    }
+
     /// The task ended well.
     fn finish(&self, py: Python<'_>, result: &Bound<'_, PyAny>) -> PyResult<()> {
         let template = &self.claimed.spec.template;
@@ -359,6 +395,10 @@ impl Task {
 }
 
 impl Task {
+    fn limits(&self) -> StreamLimits {
+        self.claimed.spec.template.stream.unwrap_or_default()
+    }
+
     fn end(
         &self,
         py: Python<'_>,

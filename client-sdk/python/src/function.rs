@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use client_runtime::{Call, Client as Runtime, Interrupted};
 use cluster_types::task::Strategy;
-use cluster_types::{ActorTraits, Amount, JobId, ObjectId, Refs, Resources, TaskKind, TaskTemplate};
+use cluster_types::{
+    ActorTraits, Amount, JobId, ObjectId, Refs, Resources, StreamLimits, TaskKind, TaskTemplate,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -13,6 +15,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use crate::connection::{Client, interruptible};
 use crate::errors::client_error;
 use crate::executor::{for_executor, within};
+use crate::generator::ObjectRefGenerator;
 use crate::object_ref::ObjectRef;
 use crate::value::to_parcel;
 
@@ -97,7 +100,7 @@ fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None, timeout=None))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None, timeout=None, stream=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -117,6 +120,7 @@ impl Function {
         actor: Option<Traits>,
         method: Option<(String, String)>,
         timeout: Option<f64>,
+        stream: Option<(u32, u64)>,
     ) -> PyResult<Self> {
         let kind = match (actor, method) {
             (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
@@ -143,6 +147,7 @@ impl Function {
             env_vars,
             strategy: if spread { Strategy::Spread } else { Strategy::Default },
             kind,
+            stream: stream.map(|(max_items, max_bytes)| StreamLimits { max_items, max_bytes }),
         };
         Ok(Self {
             client: client.inner.clone(),
@@ -153,7 +158,8 @@ impl Function {
         })
     }
 
-    /// Submits a call: a ref, or a list of refs where the function returns several values.
+    /// Submits a call: a ref, or a list of refs where the function returns several values, or a generator of refs where it
+    /// yields.
     fn call<'py>(
         &self,
         py: Python<'py>,
@@ -190,6 +196,10 @@ impl Function {
         };
         match results.as_slice() {
             [] => Ok(py.None().into_bound(py)),
+            [one] if self.template.stream.is_some() => {
+                let Some((task, _)) = one.task() else { return Ok(py.None().into_bound(py)) };
+                Ok(Bound::new(py, ObjectRefGenerator::new(&self.client, task, *one))?.into_any())
+            }
             [one] => Ok(Bound::new(py, ObjectRef::new(&self.client, *one))?.into_any()),
             many => {
                 let list = PyList::empty(py);

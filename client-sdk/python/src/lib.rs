@@ -19,6 +19,7 @@ mod connection;
 mod errors;
 mod executor;
 mod function;
+mod generator;
 mod object_ref;
 mod value;
 
@@ -31,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<executor::Task>()?;
     module.add_class::<function::Function>()?;
     module.add_class::<object_ref::ObjectRef>()?;
+    module.add_class::<generator::ObjectRefGenerator>()?;
     module.add_class::<buffer::SharedBuffer>()?;
     module.add_function(wrap_pyfunction!(object_ref::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(connection::mark_forked, module)?)?;

@@ -71,6 +71,7 @@ impl Client {
                 (None, _) => true,
             };
             if !claimed {
+                shared.lock().yields.remove(&task.tag);
                 continue;
             }
             shared
@@ -153,6 +154,7 @@ impl Client {
         // Refs that user code kept are held from before the task ends: its own holds end with it.
         inner.core.end_task_cover();
         inner.cancels.remove(&tag);
+        inner.forget_yields(tag);
         if let (Some(page), Some(tag), false) = (&shared.page, Tag::new(tag), current.slot == NO_SLOT) {
             page.done(current.slot.into(), tag);
         }

@@ -194,6 +194,10 @@ impl Shared {
                 }
             }
             NodeToClient::Run(run) => self.on_run(inner, *run),
+            NodeToClient::Taken { tag, items, closed } => {
+                // It may be of one that is just being claimed, and so in no list.
+                inner.items_taken(tag, items, closed);
+            }
             NodeToClient::Cancel { tag, reason } => {
                 // Told too late, it stays; tags are few and never used twice.
                 if inner.cancels.len() < 10_000 {
@@ -221,6 +225,7 @@ impl Shared {
             // A second welcome says nothing new; the others are the core's and were taken by it.
             NodeToClient::Welcome(_)
             | NodeToClient::Finished { .. }
+            | NodeToClient::Item { .. }
             | NodeToClient::Ready { .. }
             | NodeToClient::RangesFreed(_)
             | NodeToClient::Evict { .. } => {}

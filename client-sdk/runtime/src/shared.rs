@@ -26,6 +26,7 @@ use crate::completion::Queue;
 use crate::helper::{Duty, Helper};
 use crate::reader::ReadHalf;
 use crate::spin::Spinning;
+use crate::streams::Yields;
 use crate::value::{Got, Pin, ValueBytes};
 use crate::waiting::Waiter;
 
@@ -104,6 +105,8 @@ pub(crate) struct Inner {
     pub(crate) exit: bool,
     /// What runs, by its tag: one task, or some calls of an actor that takes several at once.
     pub(crate) running: Map<u64, Current>,
+    /// What tasks yielded here, by their tags.
+    pub(crate) yields: Map<u64, Yields>,
     /// Who wants a task to stop and why, by its tag.
     pub(crate) cancels: Map<u64, String>,
     /// Tags to cancel that [`crate::Work::Cancel`] was not made of yet: of calls that run at once with others.
@@ -152,6 +155,7 @@ impl Inner {
             runs: VecDeque::new(),
             exit: false,
             running: Map::default(),
+            yields: Map::default(),
             cancels: Map::default(),
             to_cancel: VecDeque::new(),
             gathered: 0,

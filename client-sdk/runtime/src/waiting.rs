@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster_types::{ClientToNode, ObjectId};
+use cluster_types::{ClientToNode, ObjectId, StreamLimits};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
@@ -28,6 +28,10 @@ const FETCH_GRACE: Duration = Duration::from_millis(1);
 pub(crate) enum For {
     /// The value, here.
     Here(ObjectId),
+    /// That it exists, or will never.
+    Ready(ObjectId),
+    /// The task under this tag to have few items that were not taken.
+    Taken(u64, StreamLimits),
     /// The core's progress to reach this.
     Progress(u64),
     /// Memory to allocate from, or a refusal.
@@ -87,6 +91,8 @@ impl Inner {
         self.lost.is_some()
             || match what {
                 For::Here(object) => self.core.is_here(object) || !self.core.knows(object),
+                For::Ready(object) => self.core.is_ready(object) || !self.core.knows(object),
+                For::Taken(tag, limits) => self.may_yield(tag, limits),
                 For::Progress(at_least) => self.core.progress() >= at_least,
                 For::Memory(seen) => self.memory_news > seen,
                 For::Reply(number) => !matches!(self.replies.get(&number), Some(None)),
@@ -128,6 +134,9 @@ impl Inner {
         self.wake_all();
         for (queue, token) in std::mem::take(&mut self.hooks).into_values().flatten() {
             queue.push(token);
+        }
+        for tag in self.yields.keys().copied().collect::<Vec<_>>() {
+            self.items_taken(tag, 0, false);
         }
     }
 }

@@ -133,6 +133,7 @@ impl Bench {
                 env_vars: Default::default(),
                 strategy: Default::default(),
                 kind: Default::default(),
+                stream: None,
             }));
         }
         bench

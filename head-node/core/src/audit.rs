@@ -19,6 +19,7 @@ impl Head {
         self.audit_shapes()?;
         self.audit_objects()?;
         self.audit_actors()?;
+        self.audit_streams()?;
         for (id, client) in &self.clients {
             let node = self.nodes.get(client.node).ok_or(format!("client {id} is on a lost node"))?;
             if !node.clients.contains(id) {

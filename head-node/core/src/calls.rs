@@ -222,7 +222,9 @@ impl Head {
                 actor.calls.handed_out += 1;
             }
             let Some(attempt) = self.tasks.get(ix).map(|task| self.tasks.attempt_of(task)) else { continue };
+            let id = spec.id;
             self.send(node, HeadToNode::Assign { spec, attempt, lease: Some(Lease::default()), located });
+            self.begin_stream(id);
         }
     }
 }

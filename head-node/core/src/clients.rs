@@ -67,6 +67,9 @@ impl Head {
             if !self.results_are_reachable(task) {
                 self.drop_task(task, why);
             }
+            if let Some(id) = self.tasks.get(task).map(|task| task.spec.id) {
+                self.close_stream(id);
+            }
         }
         // Should it come back (its node was out of touch), it submits again what it did not see ending.
         self.tasks.forget_history_of(client);

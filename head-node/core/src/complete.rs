@@ -287,6 +287,15 @@ impl Head {
             }
             _ => None,
         };
+        if spec.template.stream.is_some() {
+            self.end_stream(
+                spec.id,
+                match &outcome {
+                    Outcome::Failed(failure) => Some(failure),
+                    Outcome::Ok(_) => None,
+                },
+            );
+        }
         self.set_results(ix, &spec, outcome, home);
         self.let_go(&spec);
         if let Some(cause) = death {

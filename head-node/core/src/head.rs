@@ -14,6 +14,7 @@ use crate::nodes::Nodes;
 use crate::objects::Objects;
 use crate::shapes::Shapes;
 use crate::slab::{NodeIx, TaskIx};
+use crate::streams::Streams;
 use crate::tasks::Tasks;
 
 /// Objects freed in one step at most; the rest waits for the next (rule S6).
@@ -56,6 +57,8 @@ pub struct Head {
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
     pub(crate) children: Map<TaskId, Vec<TaskId>>,
+    /// Tasks that yield items.
+    pub(crate) streams: Streams,
     pub(crate) shapes: Shapes,
     pub(crate) out: Vec<Effect>,
     /// Tasks that fail, with why; worked off iteratively, for a failure makes dependants fail.
@@ -82,6 +85,7 @@ impl Head {
             actors: Actors::default(),
             paused_actors: Vec::new(),
             children: Map::default(),
+            streams: Streams::default(),
             shapes: Shapes::default(),
             out: Vec::new(),
             failing: Vec::new(),
@@ -153,6 +157,10 @@ impl Head {
             NodeToHead::Done { task, attempt, outcome, retry, started, micros, .. } => {
                 self.done(ix, task, attempt, outcome, retry, started, micros);
             }
+            NodeToHead::Yielded { task, attempt, index, item } => {
+                self.yielded(ix, task, attempt, index, item);
+            }
+            NodeToHead::Taken { task, items, closed } => self.taken(ix, task, items, closed),
             NodeToHead::Returned(attempts) => self.returned(ix, &attempts),
             NodeToHead::Blocked { task, attempt, on } => self.blocked(ix, task, attempt, &on),
             NodeToHead::Unblocked { task, attempt } => self.unblocked(ix, task, attempt),

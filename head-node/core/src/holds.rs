@@ -75,6 +75,9 @@ impl Head {
                 if index < task.spec.template.num_returns {
                     return ObjectValue::Pending(ix);
                 }
+                if let Some(why) = self.no_such_item(id) {
+                    return freed(why);
+                }
                 let returns = task.spec.template.num_returns;
                 return freed(format!("object {id} does not exist: its task returns {returns} values"));
             }

@@ -32,6 +32,7 @@ mod queries;
 mod scheduler;
 mod shapes;
 mod slab;
+mod streams;
 mod submit;
 mod tasks;
 #[cfg(test)]

@@ -62,6 +62,7 @@ impl Head {
     fn promote(&mut self, objects: &[ObjectId]) {
         let mut to_look_at: Vec<ObjectId> = objects.to_vec();
         while let Some(id) = to_look_at.pop() {
+            let id = self.awaited(id);
             let Some(ObjectValue::Pending(maker)) = self.objects.by_id(id).map(|object| &object.value) else {
                 continue;
             };

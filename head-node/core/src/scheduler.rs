@@ -368,7 +368,9 @@ impl Head {
             None => self.set_prefetched(ix, node),
         }
         let Some(attempt) = self.tasks.get(ix).map(|task| self.tasks.attempt_of(task)) else { return };
+        let id = spec.id;
         self.send(node, HeadToNode::Assign { spec, attempt, lease, located });
+        self.begin_stream(id);
     }
 
     pub(crate) fn tell_of_job(&mut self, node: NodeIx, spec: &TaskSpec) {

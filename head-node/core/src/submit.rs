@@ -10,6 +10,7 @@ use crate::head::{Head, Job, failure};
 use crate::ledger::check_amounts;
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
+use crate::streams::Stream;
 use crate::tasks::{Ended, TaskState};
 
 /// The most values one task may return here.
@@ -48,6 +49,9 @@ impl Head {
             shape.tasks += 1;
         }
         let returns = spec.template.num_returns;
+        if spec.template.stream.is_some() {
+            self.streams.insert(id, Stream::default());
+        }
         let task_ix = self.tasks.insert(spec, shape_ix, self.now);
         // Rule R2: the results are known from now on, with the submitter as holder.
         for index in 0..returns {
@@ -141,6 +145,10 @@ impl Head {
                 template.num_returns
             ));
         }
+        let is_actor = matches!(template.kind, TaskKind::Actor(_));
+        if template.stream.is_some() && (template.num_returns != 1 || is_actor) {
+            return Err("what yields items is a function or a method, with one result beside them".to_owned());
+        }
         check_amounts(&template.resources)?;
         self.check_actor(spec)?;
         template.resources.check_request().map_err(|problem| format!("its request for GPUs {problem}"))
@@ -164,7 +172,8 @@ impl Head {
         let message: Arc<str> = format!("task {name} ({}) was refused: {reason}", spec.id).into();
         let failure = failure(FailureKind::Internal, message.clone(), Some(spec.id));
         if self.is_attached(spec.id.client, node) {
-            for index in 0..spec.template.num_returns.min(MOST_RETURNS) {
+            let first_item = u32::from(spec.template.stream.is_some());
+            for index in 0..spec.template.num_returns.min(MOST_RETURNS) + first_item {
                 let object = self.objects.find_or_insert(spec.id.result(index), || ObjectValue::Unknown);
                 self.objects.set_failed(object, failure.clone());
                 if let Some(object) = self.objects.get_mut(object) {

@@ -98,6 +98,9 @@ impl Head {
                 }
             }
         }
+        if self.comes_again(ix) {
+            return None;
+        }
         Some(Located::Failed(self.mark_lost(ix)))
     }
 
@@ -145,9 +148,10 @@ impl Head {
             match self.located(ix) {
                 Some(Located::Failed(failure)) => return Err(failure),
                 Some(located) => all.push((id, located)),
+                // Only an item of a task that is being tried again.
                 None => {
-                    let message = format!("argument {id} does not exist yet");
-                    return Err(failure(FailureKind::Internal, message, None));
+                    let message = format!("argument {id} is lost, and its task has not yielded it again yet");
+                    return Err(failure(FailureKind::ObjectLost, message, None));
                 }
             }
             if is_function && let Some(node) = self.nodes.get_mut(node) {

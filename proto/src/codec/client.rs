@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use cluster_types::client_node::{
     ClientHello, ClientToNode, Completion, ExecutorFailure, ExecutorResult, NodeToClient, PutValue, RunTask,
-    Welcome,
+    Welcome, YieldedItem,
 };
 use cluster_types::{Attempt, ClientId, JobId, Location, NodeId, ObjectId, SegmentId, Value};
 
 use super::Reading;
 use super::common::*;
 use super::query::{decode_query, decode_reply, encode_query, encode_reply};
-use super::task::{finished, finished_to_wire, spec, spec_to_wire};
+use super::task::{
+    finished, finished_to_wire, item, item_index, item_to_wire, spec, spec_to_wire, taken_to_wire,
+};
 use super::template::TemplateWriter;
 use crate::error::{Required, check_protocol};
 use crate::{WireError, v1};
@@ -67,6 +69,12 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
         }
         ClientToNode::Unblocked { tag } => Kind::Unblocked(*tag),
         ClientToNode::Completed(completion) => Kind::Completed(completion_to_wire(completion)),
+        ClientToNode::Yielded(yielded) => Kind::Yielded(v1::YieldedItem {
+            tag: yielded.tag,
+            index: yielded.index,
+            item: Some(executor_result_to_wire(&yielded.item)),
+        }),
+        ClientToNode::Taken { task, items, closed } => Kind::Taken(taken_to_wire(*task, *items, *closed)),
         ClientToNode::Log(line) => Kind::Log(log_line_to_wire(line)),
         ClientToNode::Query { number, query } => {
             Kind::Query(v1::NumberedQuery { number: *number, query: Some(encode_query(query)) })
@@ -111,6 +119,16 @@ pub(super) fn from_client(
         }
         Kind::Unblocked(tag) => ClientToNode::Unblocked { tag },
         Kind::Completed(wire) => ClientToNode::Completed(completion(reading, wire)?),
+        Kind::Yielded(wire) => ClientToNode::Yielded(YieldedItem {
+            tag: wire.tag,
+            index: item_index("YieldedItem.index", wire.index)?,
+            item: executor_result(reading, wire.item.required("YieldedItem.item")?)?,
+        }),
+        Kind::Taken(wire) => ClientToNode::Taken {
+            task: task_id("Taken.seq", wire.client, wire.seq)?,
+            items: wire.items,
+            closed: wire.closed,
+        },
         Kind::Log(wire) => ClientToNode::Log(log_line(wire)?),
         Kind::Query(wire) => ClientToNode::Query {
             number: wire.number,
@@ -143,18 +161,26 @@ fn put_value(reading: &Reading<'_>, wire: v1::PutValue) -> Result<PutValue, Wire
     })
 }
 
+fn executor_result_to_wire(result: &ExecutorResult) -> v1::ExecutorResult {
+    v1::ExecutorResult {
+        value: Some(put_value_to_wire(&result.value)),
+        contains: objects_to_wire(&result.contains),
+    }
+}
+
+fn executor_result(reading: &Reading<'_>, wire: v1::ExecutorResult) -> Result<ExecutorResult, WireError> {
+    Ok(ExecutorResult {
+        value: put_value(reading, wire.value.required("ExecutorResult.value")?)?,
+        contains: objects("ExecutorResult.contains", &wire.contains)?,
+    })
+}
+
 fn completion_to_wire(completion: &Completion) -> v1::Completion {
     use v1::completion::Result as Wire;
     let result = match &completion.result {
-        Ok(results) => Wire::Ok(v1::ExecutorResults {
-            results: results
-                .iter()
-                .map(|result| v1::ExecutorResult {
-                    value: Some(put_value_to_wire(&result.value)),
-                    contains: objects_to_wire(&result.contains),
-                })
-                .collect(),
-        }),
+        Ok(results) => {
+            Wire::Ok(v1::ExecutorResults { results: results.iter().map(executor_result_to_wire).collect() })
+        }
         Err(ExecutorFailure { failure, retryable }) => Wire::Failed(v1::ExecutorFailure {
             failure: Some(failure_to_wire(failure)),
             retryable: *retryable,
@@ -169,12 +195,7 @@ fn completion(reading: &Reading<'_>, wire: v1::Completion) -> Result<Completion,
         Wire::Ok(ok) => Ok(ok
             .results
             .into_iter()
-            .map(|result| {
-                Ok(ExecutorResult {
-                    value: put_value(reading, result.value.required("ExecutorResult.value")?)?,
-                    contains: objects("ExecutorResult.contains", &result.contains)?,
-                })
-            })
+            .map(|result| executor_result(reading, result))
             .collect::<Result<_, WireError>>()?),
         Wire::Failed(failed) => Err(ExecutorFailure {
             failure: failure(reading, failed.failure.required("ExecutorFailure.failure")?)?,
@@ -200,6 +221,10 @@ pub(super) fn to_client(message: &NodeToClient, templates: &mut TemplateWriter) 
             seq: task.seq,
             outcome: Some(finished_to_wire(outcome)),
         }),
+        NodeToClient::Item { task, index, value } => Kind::Item(item_to_wire(*task, *index, value)),
+        NodeToClient::Taken { tag, items, closed } => {
+            Kind::Taken(v1::TagTaken { tag: *tag, items: *items, closed: *closed })
+        }
         NodeToClient::Ready { object, value } => Kind::Ready(ready_to_wire(*object, value)),
         NodeToClient::Segment { segment, len, writable } => {
             Kind::Segment(v1::Segment { segment: segment.0, len: *len, writable: *writable })
@@ -244,6 +269,11 @@ pub(super) fn from_node(
             task: task_id("Finished.seq", wire.client, wire.seq)?,
             outcome: finished(reading, wire.outcome.required("Finished.outcome")?)?,
         },
+        Kind::Item(wire) => {
+            let (task, index, value) = item(reading, wire)?;
+            NodeToClient::Item { task, index, value }
+        }
+        Kind::Taken(wire) => NodeToClient::Taken { tag: wire.tag, items: wire.items, closed: wire.closed },
         Kind::Ready(wire) => {
             let (object, value) = ready(reading, wire)?;
             NodeToClient::Ready { object, value }

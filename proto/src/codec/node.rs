@@ -9,7 +9,10 @@ use cluster_types::{Attempt, ClientId, Incarnation, JobId, Located, NodeId, Obje
 use super::Reading;
 use super::common::*;
 use super::query::{decode_query, decode_reply, encode_query, encode_reply};
-use super::task::{finished, finished_to_wire, outcome, outcome_to_wire, spec, spec_to_wire};
+use super::task::{
+    finished, finished_to_wire, item, item_index, item_to_wire, outcome, outcome_to_wire, result,
+    result_with_refs_to_wire, spec, spec_to_wire, taken_to_wire,
+};
 use super::template::TemplateWriter;
 use crate::error::{Required, check_protocol};
 use crate::{WireError, v1};
@@ -84,6 +87,12 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
                 micros: *micros,
             })
         }
+        NodeToHead::Yielded { task, attempt, index, item } => Kind::Yielded(v1::Yielded {
+            attempt: Some(task_attempt_to_wire(*task, *attempt)),
+            index: *index,
+            item: Some(result_with_refs_to_wire(item)),
+        }),
+        NodeToHead::Taken { task, items, closed } => Kind::Taken(taken_to_wire(*task, *items, *closed)),
         NodeToHead::Returned(attempts) => Kind::Returned(attempts_to_wire(attempts)),
         NodeToHead::Blocked { task, attempt, on } => Kind::Blocked(v1::AttemptBlocked {
             attempt: Some(task_attempt_to_wire(*task, *attempt)),
@@ -141,6 +150,20 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             NodeToHead::Drop { client, objects }
         }
         Kind::Done(wire) => done(reading, wire)?,
+        Kind::Yielded(wire) => {
+            let (task, attempt) = task_attempt(wire.attempt.required("Yielded.attempt")?)?;
+            NodeToHead::Yielded {
+                task,
+                attempt,
+                index: item_index("Yielded.index", wire.index)?,
+                item: result(reading, wire.item.required("Yielded.item")?)?,
+            }
+        }
+        Kind::Taken(wire) => NodeToHead::Taken {
+            task: task_id("Taken.seq", wire.client, wire.seq)?,
+            items: wire.items,
+            closed: wire.closed,
+        },
         Kind::Returned(wire) => NodeToHead::Returned(attempts(wire)?),
         Kind::Blocked(wire) => {
             let (task, attempt) = task_attempt(wire.attempt.required("AttemptBlocked.attempt")?)?;
@@ -260,6 +283,12 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             seq: task.seq,
             outcome: Some(finished_to_wire(outcome)),
         }),
+        HeadToNode::Item { task, index, value } => Kind::Item(item_to_wire(*task, *index, value)),
+        HeadToNode::Taken { task, attempt, items, closed } => Kind::Taken(v1::AttemptTaken {
+            attempt: Some(task_attempt_to_wire(*task, *attempt)),
+            items: *items,
+            closed: *closed,
+        }),
         HeadToNode::Located { object, located } => Kind::Located(object_located_to_wire(*object, located)),
         HeadToNode::Free(objects) => Kind::Free(v1::Objects { objects: objects_to_wire(objects) }),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
@@ -321,6 +350,14 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             task: task_id("TaskFinished.seq", wire.client, wire.seq)?,
             outcome: finished(reading, wire.outcome.required("TaskFinished.outcome")?)?,
         },
+        Kind::Item(wire) => {
+            let (task, index, value) = item(reading, wire)?;
+            HeadToNode::Item { task, index, value }
+        }
+        Kind::Taken(wire) => {
+            let (task, attempt) = task_attempt(wire.attempt.required("AttemptTaken.attempt")?)?;
+            HeadToNode::Taken { task, attempt, items: wire.items, closed: wire.closed }
+        }
         Kind::Located(wire) => {
             let (object, located) = object_located(reading, wire)?;
             HeadToNode::Located { object, located }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster_types::client_node::FinishedOutcome;
-use cluster_types::ids::MAX_RETURNS;
+use cluster_types::ids::{MAX_ITEMS, MAX_RETURNS};
 use cluster_types::task::Strategy;
 use cluster_types::{
-    ActorTraits, JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, TaskId, TaskKind, TaskResult,
-    TaskSpec, TaskTemplate,
+    ActorTraits, JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, StreamLimits, TaskId,
+    TaskKind, TaskResult, TaskSpec, TaskTemplate,
 };
 
 use super::Reading;
@@ -35,6 +35,9 @@ pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
         env_vars: template.env_vars.clone(),
         strategy: Some(v1::Strategy { kind: Some(strategy) }),
         kind: Some(kind_to_wire(&template.kind)),
+        stream: template
+            .stream
+            .map(|limits| v1::StreamLimits { max_items: limits.max_items, max_bytes: limits.max_bytes }),
     }
 }
 
@@ -48,6 +51,10 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
     resources
         .check_request()
         .map_err(|error| WireError::invalid("TaskTemplate.resources.gpu", error.to_string()))?;
+    if wire.stream.is_some() && wire.num_returns != 1 {
+        let problem = format!("is {}; a task that yields items has one result", wire.num_returns);
+        return Err(WireError::Invalid { field: "TaskTemplate.num_returns", problem });
+    }
     let strategy = wire.strategy.required("TaskTemplate.strategy")?.kind.required("Strategy.kind")?;
     Ok(TaskTemplate {
         name: wire.name.into(),
@@ -57,6 +64,9 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
         max_retries: wire.max_retries,
         retry_exceptions: wire.retry_exceptions,
         kind: kind_from_wire(wire.kind)?,
+        stream: wire
+            .stream
+            .map(|limits| StreamLimits { max_items: limits.max_items, max_bytes: limits.max_bytes }),
         env_vars: entries("TaskTemplate.env_vars", wire.env_vars)?,
         strategy: match strategy {
             Kind::Default(_) => Strategy::Default,
@@ -160,7 +170,34 @@ fn result_value(
     })
 }
 
-fn result(reading: &Reading<'_>, wire: v1::TaskResult) -> Result<TaskResult, WireError> {
+pub(super) fn result_with_refs_to_wire(result: &TaskResult) -> v1::TaskResult {
+    result_to_wire(&result.value, objects_to_wire(&result.contains))
+}
+
+pub(super) fn item_to_wire(task: TaskId, index: u32, value: &ResultValue) -> v1::Item {
+    let value = Some(result_to_wire(value, Bytes::new()));
+    v1::Item { client: task.client.0, seq: task.seq, index, value }
+}
+
+pub(super) fn item(reading: &Reading<'_>, wire: v1::Item) -> Result<(TaskId, u32, ResultValue), WireError> {
+    let task = task_id("Item.seq", wire.client, wire.seq)?;
+    let value = result_value(reading, wire.value.required("Item.value")?.value)?;
+    Ok((task, item_index("Item.index", wire.index)?, value))
+}
+
+pub(super) fn item_index(field: &'static str, index: u32) -> Result<u32, WireError> {
+    if index >= MAX_ITEMS {
+        let problem = format!("is {index}; a task yields at most {MAX_ITEMS} items");
+        return Err(WireError::Invalid { field, problem });
+    }
+    Ok(index)
+}
+
+pub(super) fn taken_to_wire(task: TaskId, items: u32, closed: bool) -> v1::Taken {
+    v1::Taken { client: task.client.0, seq: task.seq, items, closed }
+}
+
+pub(super) fn result(reading: &Reading<'_>, wire: v1::TaskResult) -> Result<TaskResult, WireError> {
     let contains: Refs = objects("TaskResult.contains", &wire.contains)?;
     Ok(TaskResult { value: result_value(reading, wire.value)?, contains })
 }

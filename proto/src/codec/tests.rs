@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cluster_types::client_node::*;
-use cluster_types::ids::MAX_SEQ;
+use cluster_types::ids::{MAX_ITEMS, MAX_SEQ};
 use cluster_types::node_head::{NodeHello, Retry};
 use cluster_types::query::{
     ActorView, NamedActor, NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView,
@@ -128,7 +128,11 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
         Just(Placement::Spread),
         (node_id(), any::<bool>()).prop_map(|(id, soft)| Placement::Node { id, soft }),
     ];
-    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), (strategy, kind())).prop_map(
+    let stream = option::of(
+        any::<(u32, u64)>().prop_map(|(max_items, max_bytes)| StreamLimits { max_items, max_bytes }),
+    );
+    let kind = (kind(), stream);
+    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), (strategy, kind)).prop_map(
         |(
             name,
             function,
@@ -137,18 +141,19 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
             max_retries,
             retry_exceptions,
             env_vars,
-            (strategy, kind),
+            (strategy, (kind, stream)),
         )| {
             TaskTemplate {
                 name: name.into(),
                 function,
                 resources,
-                num_returns,
+                num_returns: if stream.is_some() { 1 } else { num_returns },
                 max_retries,
                 retry_exceptions,
                 env_vars,
                 strategy,
                 kind,
+                stream,
             }
         },
     )
@@ -297,6 +302,14 @@ fn client_to_node() -> impl Strategy<Value = ClientToNode> {
             result,
             micros
         })),
+        (any::<u64>(), 0..MAX_ITEMS, put_value(), refs()).prop_map(|(tag, index, value, contains)| {
+            M::Yielded(YieldedItem { tag, index, item: ExecutorResult { value, contains } })
+        }),
+        (task(), any::<u32>(), any::<bool>()).prop_map(|(task, items, closed)| M::Taken {
+            task,
+            items,
+            closed
+        }),
         log_line().prop_map(M::Log),
         (any::<u64>(), query()).prop_map(|(number, query)| M::Query { number, query }),
         cancellation().prop_map(M::Cancel),
@@ -319,6 +332,12 @@ fn node_to_client() -> impl Strategy<Value = NodeToClient> {
         text().prop_map(|reason| M::Rejected { reason }),
         (task(), finished()).prop_map(|(task, outcome)| M::Finished { task, outcome }),
         (object(), value()).prop_map(|(object, value)| M::Ready { object, value }),
+        (task(), 0..MAX_ITEMS, result_value()).prop_map(|(task, index, value)| M::Item {
+            task,
+            index,
+            value
+        }),
+        any::<(u64, u32, bool)>().prop_map(|(tag, items, closed)| M::Taken { tag, items, closed }),
         (any::<u32>(), any::<u64>(), any::<bool>()).prop_map(|(segment, len, writable)| M::Segment {
             segment: SegmentId(segment),
             len,
@@ -369,6 +388,16 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         (client(), list()).prop_map(|(client, objects)| M::Hold { client, objects }),
         (client(), list()).prop_map(|(client, objects)| M::Drop { client, objects }),
         done,
+        (task(), attempt(), 0..MAX_ITEMS, result_value(), refs()).prop_map(
+            |(task, attempt, index, value, contains)| {
+                M::Yielded { task, attempt, index, item: TaskResult { value, contains } }
+            }
+        ),
+        (task(), any::<u32>(), any::<bool>()).prop_map(|(task, items, closed)| M::Taken {
+            task,
+            items,
+            closed
+        }),
         vec((task(), attempt()), 0..3).prop_map(M::Returned),
         (task(), attempt(), list()).prop_map(|(task, attempt, on)| M::Blocked { task, attempt, on }),
         (task(), attempt()).prop_map(|(task, attempt)| M::Unblocked { task, attempt }),
@@ -418,6 +447,13 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
             reason,
             force
         }),
+        (task(), 0..MAX_ITEMS, result_value()).prop_map(|(task, index, value)| M::Item {
+            task,
+            index,
+            value
+        }),
+        (task(), attempt(), any::<u32>(), any::<bool>())
+            .prop_map(|(task, attempt, items, closed)| { M::Taken { task, attempt, items, closed } }),
         (task(), finished()).prop_map(|(task, outcome)| M::Finished { task, outcome }),
         (object(), located()).prop_map(|(object, located)| M::Located { object, located }),
         list().prop_map(M::Free),

@@ -129,6 +129,18 @@ pub enum ClientToNode {
     },
     /// An executor finished the task it was given under `tag`.
     Completed(Completion),
+    /// The task that an executor runs yields its next item.
+    Yielded(YieldedItem),
+    /// The submitter of a task that yields has taken this many of its items, counted from the first. Said now and then
+    /// where the task has limits, and when nobody will take any more.
+    Taken {
+        /// A task of this client.
+        task: TaskId,
+        /// How many.
+        items: u32,
+        /// Nobody will take any more: the task ends at its next yield.
+        closed: bool,
+    },
     /// Cancel the task that makes this object; its results become [`crate::FailureKind::Cancelled`], unless it has ended.
     Cancel(Cancellation),
     /// End the actor.
@@ -193,6 +205,17 @@ pub struct ExecutorResult {
     pub contains: Refs,
 }
 
+/// An item that a task yields, as the executor tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct YieldedItem {
+    /// From `Run`.
+    pub tag: u64,
+    /// Counts from 0 in each attempt, without holes.
+    pub index: u32,
+    /// The value. A stored one lies in the executor's own lease.
+    pub item: ExecutorResult,
+}
+
 /// An exception, as the executor tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExecutorFailure {
@@ -235,6 +258,25 @@ pub enum NodeToClient {
         task: TaskId,
         /// Results are inline, or stored somewhere in the cluster (`Get` brings them here).
         outcome: FinishedOutcome,
+    },
+    /// A task the client submitted has yielded this item; the client holds it from now on. Items of a task come in
+    /// order, before its `Finished`; where the head forgot what it knew, they begin anew.
+    Item {
+        /// The task.
+        task: TaskId,
+        /// Which item.
+        index: u32,
+        /// As for a result.
+        value: ResultValue,
+    },
+    /// As the submitter said it, of the task under this tag (executors only).
+    Taken {
+        /// From `Run`, which precedes this.
+        tag: u64,
+        /// How many items count as taken.
+        items: u32,
+        /// Nobody will take any more.
+        closed: bool,
     },
     /// A value asked for with `Get`.
     Ready {

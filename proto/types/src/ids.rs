@@ -107,6 +107,12 @@ impl TaskId {
     pub fn result(self, index: u32) -> ObjectId {
         ObjectId { client: self.client, local: self.seq << INDEX_BITS | u64::from(index + 1) }
     }
+
+    /// The `index`-th item that this task yields, the same whatever the attempt (rule T4); less than [`MAX_ITEMS`]. A
+    /// task that yields has one result, so that the items come after it.
+    pub fn item(self, index: u32) -> ObjectId {
+        self.result(index + 1)
+    }
 }
 
 impl fmt::Display for TaskId {
@@ -138,6 +144,9 @@ pub const MAX_SEQ: u64 = (1 << (64 - INDEX_BITS)) - 1;
 
 /// The most values one task may return.
 pub const MAX_RETURNS: u32 = (1 << INDEX_BITS) - 2;
+
+/// The most items one task may yield.
+pub const MAX_ITEMS: u32 = MAX_RETURNS - 1;
 
 /// An immutable value: a task's result, or something put.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -29,8 +29,8 @@ pub use node_head::{HeadToNode, NodeHello, NodeToHead};
 pub use object::{INLINE_MAX, Located, Location, Refs, Value};
 pub use resources::{Amount, GpuShare, Lease, Resources};
 pub use task::{
-    ActorTraits, Failure, FailureKind, Outcome, Payload, ResultValue, TaskKind, TaskResult, TaskSpec,
-    TaskTemplate,
+    ActorTraits, Failure, FailureKind, Outcome, Payload, ResultValue, StreamLimits, TaskKind, TaskResult,
+    TaskSpec, TaskTemplate,
 };
 pub use time::{Span, Time};
 

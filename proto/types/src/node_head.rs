@@ -12,7 +12,7 @@ use crate::client_node::{Cancellation, FinishedOutcome, JobInfo, LogLine};
 use crate::query::{Query, QueryReply, StoreUsage};
 use crate::{
     Attempt, ClientId, ClientKind, Failure, Incarnation, JobId, Lease, Located, NodeId, ObjectId, Outcome,
-    Refs, Resources, TaskId, TaskSpec, Term,
+    Refs, Resources, ResultValue, TaskId, TaskResult, TaskSpec, Term,
 };
 
 /// A node's first message.
@@ -114,6 +114,26 @@ pub enum NodeToHead {
         started: Option<(TaskId, Attempt)>,
         /// How long user code ran, in microseconds.
         micros: u64,
+    },
+    /// An attempt has yielded its next item, which is here. A stale one is ignored (TASK-2).
+    Yielded {
+        /// The task.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+        /// Which item, from 0 in each attempt.
+        index: u32,
+        /// The value.
+        item: TaskResult,
+    },
+    /// The submitter, a client here, has taken so many items of its task.
+    Taken {
+        /// The task.
+        task: TaskId,
+        /// How many.
+        items: u32,
+        /// Nobody will take any more.
+        closed: bool,
     },
     /// These attempts, called back, had not started; they are the head's again (rule S2).
     Returned(Vec<(TaskId, Attempt)>),
@@ -260,6 +280,26 @@ pub enum HeadToNode {
         task: TaskId,
         /// As the client is told.
         outcome: FinishedOutcome,
+    },
+    /// A task submitted by a client of this node has yielded an item, which the client holds from now on (rule R2).
+    Item {
+        /// The submitter is `task.client`.
+        task: TaskId,
+        /// Which item; those of a task come in order, before its `Finished`.
+        index: u32,
+        /// As the client is told.
+        value: ResultValue,
+    },
+    /// So many items of this attempt count as taken: by its submitter, or because an earlier attempt had yielded them.
+    Taken {
+        /// The task.
+        task: TaskId,
+        /// Which try; ignored if it is not here.
+        attempt: Attempt,
+        /// How many.
+        items: u32,
+        /// Nobody will take any more.
+        closed: bool,
     },
     /// Answer to `Locate` and `SourceFailed`.
     Located {

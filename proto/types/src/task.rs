@@ -29,7 +29,22 @@ pub struct TaskTemplate {
     pub strategy: Strategy,
     /// What running it means.
     pub kind: TaskKind,
+    /// It yields items while it runs, each an object of its own ([`TaskId::item`]), and its one result is there when it
+    /// has ended.
+    pub stream: Option<StreamLimits>,
 }
+
+/// How far a task that yields items may be ahead of who takes them. Zero: as far as it likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct StreamLimits {
+    /// Items yielded and not taken.
+    pub max_items: u32,
+    /// Their bytes; each counts [`ITEM_OVERHEAD`] more than its value has. One item of any size may be there.
+    pub max_bytes: u64,
+}
+
+/// What an item that was not taken counts against [`StreamLimits::max_bytes`] beside its value.
+pub const ITEM_OVERHEAD: u64 = 128;
 
 /// What running a task means.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -74,6 +74,7 @@ impl World {
             env_vars: BTreeMap::new(),
             strategy: Default::default(),
             kind,
+            stream: None,
         })
     }
 

@@ -865,6 +865,7 @@ impl World {
                     env_vars: BTreeMap::new(),
                     strategy: Default::default(),
                     kind: Default::default(),
+                    stream: None,
                 }));
             }
             self.templates.insert(client, templates);

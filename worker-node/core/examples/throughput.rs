@@ -94,6 +94,7 @@ fn start() -> (Bench, Arc<TaskTemplate>) {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
+        stream: None,
     };
     (bench, Arc::new(template))
 }

@@ -18,6 +18,7 @@ use crate::attempts::{Assigned, Stage};
 use crate::event::Effect;
 use crate::executors::{Executor, Sent};
 use crate::node::{Node, failure};
+use crate::streams::Taken;
 
 /// Calls that an actor which takes them in order has been sent, the running one included.
 const SENT_AHEAD: usize = 32;
@@ -123,6 +124,7 @@ impl Node {
             admission: false,
             lends_cpu: false,
             pinned: false,
+            taken: Taken::default(),
         };
         self.attempts.insert(task, assigned);
         if let Some(known) = self.actors.get_mut(&actor) {

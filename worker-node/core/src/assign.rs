@@ -9,6 +9,7 @@ use crate::attempts::{Assigned, Stage};
 use crate::catalogue::PoolKey;
 use crate::event::Effect;
 use crate::node::Node;
+use crate::streams::Taken;
 
 impl Node {
     pub(crate) fn assign(
@@ -39,6 +40,7 @@ impl Node {
             lends_cpu: false,
             admission: false,
             pinned: false,
+            taken: Taken::default(),
         };
         self.cpu_used += assigned.cpu();
         self.attempts.insert(task, assigned);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cluster_types::{Amount, Attempt, Lease, Map, TaskId, TaskSpec};
 
 use crate::catalogue::{PoolKey, ShapeKey};
+use crate::streams::Taken;
 
 /// Where an attempt stands on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(crate) struct Assigned {
     pub(crate) admission: bool,
     /// Its arguments are pinned.
     pub(crate) pinned: bool,
+    /// Of the items that it yields.
+    pub(crate) taken: Taken,
 }
 
 impl Assigned {

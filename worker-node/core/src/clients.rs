@@ -182,6 +182,12 @@ impl Node {
                 }
             }
             ClientToNode::Completed(completion) => self.completed(client, completion, effects),
+            ClientToNode::Yielded(yielded) => self.yielded(client, yielded, effects),
+            ClientToNode::Taken { task, items, closed } => {
+                if task.client == client {
+                    self.tell_head(NodeToHead::Taken { task, items, closed }, effects);
+                }
+            }
             ClientToNode::Log(line) => self.tell_head(NodeToHead::Log(vec![line]), effects),
             ClientToNode::Query { number, query } => {
                 self.tell_head(NodeToHead::Query { client, number, query }, effects)

@@ -3,8 +3,7 @@
 use cluster_types::client_node::{Completion, ExecutorResult, PutValue};
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    ClientId, Failure, FailureKind, INLINE_MAX, Location, NodeToClient, NodeToHead, Outcome, ResultValue,
-    TaskId, TaskResult,
+    ClientId, Failure, FailureKind, Location, NodeToClient, NodeToHead, Outcome, TaskId, TaskResult,
 };
 
 use crate::actors::traits_of;
@@ -12,6 +11,7 @@ use crate::attempts::{Assigned, Attempts, Stage};
 use crate::event::Effect;
 use crate::executors::Ended;
 use crate::node::{Node, failure};
+use crate::streams::known_value;
 
 impl Node {
     pub(crate) fn end_cancelled(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
@@ -171,13 +171,7 @@ impl Node {
                     .enumerate()
                     .map(|(index, result)| {
                         let object = task.result(index as u32);
-                        let value = match &result.value {
-                            PutValue::Inline(bytes) if bytes.len() <= INLINE_MAX => {
-                                ResultValue::Inline(bytes.clone())
-                            }
-                            PutValue::Inline(bytes) => ResultValue::Stored { size: bytes.len() as u64 },
-                            PutValue::Stored(location) => ResultValue::Stored { size: location.len },
-                        };
+                        let value = known_value(&result.value);
                         self.keep_result(client, object, result.value, effects);
                         TaskResult { value, contains: result.contains }
                     })

@@ -187,6 +187,7 @@ impl Node {
         let gpus = assigned.lease.as_ref().map(|lease| lease.gpus.to_vec()).unwrap_or_default();
         let run = RunTask { tag, slot, attempt: assigned.attempt, spec, values, gpus };
         effects.push(Effect::ToClient { client, message: NodeToClient::Run(Box::new(run)) });
+        self.pass_taken(task, client, tag, effects);
         true
     }
 

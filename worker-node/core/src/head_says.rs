@@ -5,6 +5,7 @@ use cluster_types::{ClientId, HeadToNode, JobId, NodeToClient, NodeToHead, TaskI
 use crate::event::Effect;
 use crate::executors::Executor;
 use crate::node::Node;
+use crate::streams::Taken;
 
 impl Node {
     pub(crate) fn head_says(&mut self, message: HeadToNode, effects: &mut Vec<Effect>) {
@@ -40,6 +41,12 @@ impl Node {
             HeadToNode::Finished { task, outcome } => {
                 self.unfinished.remove(&task);
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
+            }
+            HeadToNode::Item { task, index, value } => {
+                self.tell_client(task.client, NodeToClient::Item { task, index, value }, effects);
+            }
+            HeadToNode::Taken { task, attempt, items, closed } => {
+                self.taken(task, attempt, Taken { items, closed }, effects);
             }
             HeadToNode::Located { object, located } => self.located(object, located, true, false, effects),
             HeadToNode::Free(objects) => {

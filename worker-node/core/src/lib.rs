@@ -10,6 +10,7 @@
 //! | `catalogue` | pools and shapes of tasks |
 //! | `executors` | processes, and what each was sent (rule S3) |
 //! | `objects`, `values`, `located` | what lies here, who asked for it, who sees it, when it goes (rule P1) |
+//! | `streams` | items that tasks yield while they run |
 //! | `places` | what lies where in memory, and what may go to disk |
 //! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
 //! | `audit` | what must hold between steps |
@@ -32,6 +33,7 @@ mod objects;
 mod places;
 mod pressure;
 mod segments;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod values;

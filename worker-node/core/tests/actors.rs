@@ -88,6 +88,7 @@ impl Scene {
             env_vars: Default::default(),
             strategy: Default::default(),
             kind,
+            stream: None,
         };
         let payload = Payload::Inline(Bytes::new());
         Arc::new(TaskSpec {

@@ -6,5 +6,6 @@ mod liveness;
 mod random;
 mod scene;
 mod sequences;
+mod streams;
 mod values;
 mod waiting;

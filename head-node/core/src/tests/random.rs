@@ -154,6 +154,7 @@ impl World {
             env_vars: Default::default(),
             strategy,
             kind: Default::default(),
+            stream: None,
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {
@@ -210,6 +211,7 @@ impl World {
             env_vars: Default::default(),
             strategy: Strategy::Default,
             kind: TaskKind::Actor(Arc::new(traits)),
+            stream: None,
         };
         self.submit_spec(n, b, d, job, template, c);
     }
@@ -226,6 +228,7 @@ impl World {
             env_vars: Default::default(),
             strategy: Strategy::Default,
             kind: TaskKind::Method { method: "method".into(), group: "".into() },
+            stream: None,
         };
         self.submit_spec(n, b, d, JobId(u32::from(client(b).0 as u8 % 2)), template, c);
     }

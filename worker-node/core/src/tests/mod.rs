@@ -8,3 +8,4 @@ mod head;
 mod memory;
 mod objects;
 mod scene;
+mod streams;

@@ -85,6 +85,8 @@ impl World {
             | NodeToClient::Cancel { .. }
             | NodeToClient::Log(_)
             | NodeToClient::Notice { .. }
+            | NodeToClient::Item { .. }
+            | NodeToClient::Taken { .. }
             | NodeToClient::Reply { .. } => {}
         }
     }
@@ -150,6 +152,7 @@ impl World {
                 env_vars: BTreeMap::new(),
                 strategy: Default::default(),
                 kind: Default::default(),
+                stream: None,
             }));
         }
         client

@@ -89,6 +89,8 @@ impl World {
             | NodeToHead::Log(_)
             | NodeToHead::Query { .. }
             | NodeToHead::Cancel { .. }
+            | NodeToHead::Yielded { .. }
+            | NodeToHead::Taken { .. }
             | NodeToHead::Kill { .. } => {}
         }
     }

@@ -1,0 +1,220 @@
+//! Tasks that yield items while they run.
+//!
+//! An item is (task, index) whatever the attempt (rule T4): an attempt that is tried again yields from 0 anew, and what
+//! was known before is not told a second time. It gives back what was lost with the node that made it first. The end of
+//! a stream is the end of its task: every item precedes it on its way to the submitter.
+
+use cluster_types::{
+    Attempt, Failure, FailureKind, HeadToNode, Map, ObjectId, ResultValue, TaskId, TaskResult,
+};
+
+use crate::head::{Head, failure};
+use crate::objects::{Object, ObjectValue};
+use crate::slab::{NodeIx, ObjectIx, TaskIx};
+
+/// What is known of a task that yields.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    /// Items whose submitter was told of them.
+    known: u32,
+    /// Of those, how many the task need not wait for.
+    taken: u32,
+    /// Nobody will take any more.
+    closed: bool,
+    /// Items that were lost, and that an attempt under way will make again.
+    missing: Vec<u32>,
+}
+
+/// By task, those that have not ended.
+pub(crate) type Streams = Map<TaskId, Stream>;
+
+impl Head {
+    /// An attempt yielded an item, which is on its node.
+    pub(crate) fn yielded(
+        &mut self,
+        node: NodeIx,
+        task: TaskId,
+        attempt: Attempt,
+        index: u32,
+        item: TaskResult,
+    ) {
+        let id = task.item(index);
+        // TASK-2: of a stale attempt nothing is new.
+        let current = self.tasks.current(task, attempt, node);
+        let Some((ix, stream)) = current.zip(self.streams.get_mut(&task)) else {
+            return self.spare_item(node, id);
+        };
+        if index != stream.known || stream.closed {
+            // A hole can only be a lie.
+            if index < stream.known {
+                self.yielded_again(node, ix, id, item);
+            } else {
+                self.spare_item(node, id);
+            }
+            return;
+        }
+        stream.known += 1;
+        let told = item.value.clone();
+        let object_ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
+        if let Some(object) = self.objects.get_mut(object_ix) {
+            // Rule R2: the submitter holds it from now on.
+            object.own = true;
+        }
+        self.set_item(object_ix, item, node);
+        if let Some(submitter) = self.clients.get(&task.client) {
+            let node = submitter.node;
+            self.send(node, HeadToNode::Item { task, index, value: told });
+        }
+    }
+
+    fn set_item(&mut self, ix: ObjectIx, item: TaskResult, home: NodeIx) {
+        let (size, inline) = match item.value {
+            ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
+            ResultValue::Stored { size } => (size, None),
+        };
+        self.set_value(ix, size, inline, item.contains, home);
+    }
+
+    /// An item that is known already: it counts only where the first one was lost and somebody still has a handle.
+    fn yielded_again(&mut self, node: NodeIx, task_ix: TaskIx, id: ObjectId, item: TaskResult) {
+        let Some(object_ix) = self.objects.find(id) else { return self.spare_item(node, id) };
+        if self.objects.get(object_ix).is_some_and(|object| self.is_somewhere(object)) {
+            return self.spare_item(node, id);
+        }
+        self.make_pending_again(object_ix, task_ix);
+        self.set_item(object_ix, item, node);
+    }
+
+    fn is_somewhere(&self, object: &Object) -> bool {
+        matches!(object.value, ObjectValue::Available { inline: Some(_), .. })
+            || object.copies().any(|copy| self.nodes.is_alive(copy))
+    }
+
+    /// A copy too many: one more of what is known, or of nothing.
+    fn spare_item(&mut self, node: NodeIx, id: ObjectId) {
+        match self.objects.by_id(id).map(|object| &object.value) {
+            Some(ObjectValue::Available { .. }) => self.copy_added(node, id),
+            _ => self.to_free.entry(node).or_default().push(id),
+        }
+    }
+
+    fn make_pending_again(&mut self, ix: ObjectIx, task: TaskIx) {
+        let Some(own) = self.objects.get(ix).map(|object| object.own) else { return };
+        self.objects.set_pending(ix, task);
+        if let Some(object) = self.objects.get_mut(ix) {
+            object.own = own;
+        }
+    }
+
+    /// No node has this object. If it is an item of a task that is being tried again, it will be made again: true.
+    pub(crate) fn comes_again(&mut self, ix: ObjectIx) -> bool {
+        if self.streams.is_empty() {
+            return false;
+        }
+        let Some((task, at)) = self.objects.get(ix).and_then(|object| object.id.task()) else { return false };
+        let Some(task_ix) = self.tasks.find(task) else { return false };
+        let Some(stream) = self.streams.get_mut(&task).filter(|_| at > 0) else { return false };
+        stream.missing.push(at - 1);
+        self.make_pending_again(ix, task_ix);
+        true
+    }
+
+    /// The submitter took items, or will take no more.
+    pub(crate) fn taken(&mut self, node: NodeIx, task: TaskId, items: u32, closed: bool) {
+        if !self.is_attached(task.client, node) {
+            return;
+        }
+        let Some(stream) = self.streams.get_mut(&task) else { return };
+        stream.taken = stream.taken.max(items.min(stream.known));
+        stream.closed |= closed;
+        self.tell_taken(task);
+    }
+
+    /// Nobody can take items of this task any more.
+    pub(crate) fn close_stream(&mut self, task: TaskId) {
+        if let Some(stream) = self.streams.get_mut(&task)
+            && !std::mem::replace(&mut stream.closed, true)
+        {
+            self.tell_taken(task);
+        }
+    }
+
+    fn tell_taken(&mut self, id: TaskId) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let (items, closed) = (stream.taken, stream.closed);
+        let Some(task) = self.tasks.find(id).and_then(|ix| self.tasks.get(ix)) else { return };
+        let (Some(node), attempt) = (task.node(), self.tasks.attempt_of(task)) else { return };
+        self.send(node, HeadToNode::Taken { task: id, attempt, items, closed });
+    }
+
+    /// The task was assigned anew: what is known already need not be waited for.
+    pub(crate) fn begin_stream(&mut self, id: TaskId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.taken = stream.known;
+        if stream.taken > 0 || stream.closed {
+            self.tell_taken(id);
+        }
+    }
+
+    /// What a wait for this object waits for: an item that is not known yet comes with its task.
+    pub(crate) fn awaited(&self, id: ObjectId) -> ObjectId {
+        match id.task() {
+            Some((task, at)) if at > 0 && self.streams.contains_key(&task) => match self.objects.find(id) {
+                None => task.result(0),
+                Some(_) => id,
+            },
+            _ => id,
+        }
+    }
+
+    /// Why an item that is not known will never be, for people.
+    pub(crate) fn no_such_item(&self, id: ObjectId) -> Option<String> {
+        let (task, at) = id.task()?;
+        let stream = self.streams.get(&task).filter(|_| at > 0)?;
+        Some(match at <= stream.known {
+            true => format!("object {id} was freed: everything that held it had dropped it"),
+            false => format!("object {id} does not exist: its task has yielded {} items", stream.known),
+        })
+    }
+
+    /// The task ended. A failure stands where the next item would.
+    pub(crate) fn end_stream(&mut self, task: TaskId, failed: Option<&Failure>) {
+        let Some(stream) = self.streams.remove(&task) else { return };
+        for index in stream.missing {
+            let Some(ix) = self.objects.find(task.item(index)) else { continue };
+            if !self.objects.get(ix).is_some_and(|item| matches!(item.value, ObjectValue::Pending(_))) {
+                continue;
+            }
+            let id = task.item(index);
+            let message = format!(
+                "object {id} is lost: no node has a copy any more, and its task did not yield it again. Compute it again"
+            );
+            self.objects.set_failed(ix, failure(FailureKind::ObjectLost, message, Some(task)));
+            self.value_known(ix);
+        }
+        if let Some(failure) = failed
+            && !stream.closed
+            && self.clients.contains_key(&task.client)
+        {
+            let ix = self.objects.find_or_insert(task.item(stream.known), || ObjectValue::Unknown);
+            self.objects.set_failed(ix, failure.clone());
+            if let Some(object) = self.objects.get_mut(ix) {
+                object.own = true;
+            }
+            self.value_known(ix);
+        }
+    }
+
+    /// What must hold of streams between steps.
+    pub(crate) fn audit_streams(&self) -> Result<(), String> {
+        for (task, stream) in &self.streams {
+            if self.tasks.find(*task).is_none() {
+                return Err(format!("task {task} yields items and is over"));
+            }
+            if stream.taken > stream.known {
+                return Err(format!("task {task}: more items taken than yielded"));
+            }
+        }
+        Ok(())
+    }
+}
