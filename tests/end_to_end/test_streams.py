@@ -25,7 +25,7 @@ def counted(path: Any) -> int:
 
 
 def counts(path: Any, size: int = 0) -> Any:
-    """A generator function's code that says how far it is and goes on for ever; made here, so that it travels by value."""
+    """Code that yields for ever and says how far it is; made here, so that it travels by value."""
 
     def forever() -> Any:
         n = 0
@@ -82,7 +82,8 @@ def test_large_items_are_views_of_shared_memory(cml: Any):
 
     for i, ref in enumerate(arrays.remote()):
         array = cml.get(ref)
-        assert array.shape == (MIB,) and array[0] == array[-1] == i
+        assert array.shape == (MIB,)
+        assert array[0] == array[-1] == i
         assert not array.flags.writeable
 
 
@@ -192,7 +193,8 @@ def test_wait_takes_generators(cml: Any, tmp_path):
 
     slow, quick = later.remote(), now.remote()
     ready, others = cml.wait([slow, quick], timeout=20)
-    assert ready == [quick] and others == [slow]
+    assert ready == [quick]
+    assert others == [slow]
     assert cml.get(next(quick)) == 2
     # One whose end has come is ready, too.
     assert cml.wait([quick], timeout=20) == ([quick], [])

@@ -559,7 +559,9 @@ def exit_actor() -> NoReturn:
     raise _ActorExit
 
 
-def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Cancels the task whose result this is; `get` of it raises `TaskCancelledError`, which says who cancelled.
 
     A task that has not started never does. One that runs is interrupted: a function, or a method of a plain actor,

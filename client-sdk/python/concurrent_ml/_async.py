@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import threading
 import weakref
@@ -100,8 +101,7 @@ async def next_item(generator: _native.ObjectRefGenerator[T]) -> _native.ObjectR
         ref = generator._take()
         if ref is not None:
             return ref
-        client = _state.connected()
-        await until(lambda queue, token: client.on_ready(generator, queue, token))
+        await until(functools.partial(_state.connected().on_ready, generator))
 
 
 class _Thread:

@@ -198,6 +198,10 @@ class RemoteGenerator(RemoteFunction[P, R]):
             """As for one value, but with a generator of refs."""
             ...
 
+        def map(self, *iterables: Iterable[Any], **kwargs: Any) -> list[ObjectRefGenerator[R]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """As for one value, but with a generator of refs for each call."""
+            ...
+
         def options(self, **options: Unpack[AllOptions]) -> RemoteGenerator[P, R]:
             """The same function with other options."""
             ...
@@ -282,8 +286,8 @@ def remote(*args: Any, **options: Any) -> Any:
     `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD"), `timeout` (seconds,
     or "30s": it is cancelled when it has run for so long).
 
-    A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns an
-    `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead
+    A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns
+    an `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead
     of who takes the items; then it waits. `num_returns="streaming"` says so of a function that returns something to
     loop over; with `num_returns="dynamic"` the one result is a list of refs, there when all items are.
 

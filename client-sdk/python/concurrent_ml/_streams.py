@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _async, _native, _state
@@ -68,7 +68,7 @@ class DynamicObjectRefGenerator(Generic[T]):
 class Collected:
     """A function whose items are put, one by one, and whose value is a list of their refs."""
 
-    def __init__(self, function: Callable[..., Iterable[Any]]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> DynamicObjectRefGenerator[Any]:
@@ -136,6 +136,6 @@ def _source(task: _native.Task, items: Any) -> Iterator[Any]:
         return iter(items)
     except TypeError:
         raise TypeError(
-            f"{task.name} is to yield items (num_returns=\"streaming\"), but it returned a value of type "
+            f'{task.name} is to yield items (num_returns="streaming"), but it returned a value of type '
             f"{type(items).__name__}, which cannot be iterated over"
         ) from None

@@ -278,6 +278,7 @@ class Call:
         self.tag, self.name, self.task_id, self.attempt = tag, name, f"t{tag}", 1
         self.kind, self.retry_exceptions, self.timeout = 2, b"", None
         self.method = (name, group)
+        self.streams = False
         self.args = args
         self.reason = reason
         self.ended = threading.Event()

@@ -19,7 +19,7 @@ from concurrent_ml._options import Options
         ({"resources": {"CPU": 1}}, ValueError, "num_cpus"),
         ({"resources": 5}, TypeError, "dict"),
         ({"num_returns": -1}, ValueError, "num_returns"),
-        ({"num_returns": "two"}, TypeError, "num_returns"),
+        ({"num_returns": "two"}, ValueError, "num_returns"),
         ({"max_retries": -2}, ValueError, "max_retries"),
         ({"retry_exceptions": ["OSError"]}, TypeError, "classes"),
         ({"runtime_env": {"pip": ["x"]}}, ValueError, "'pip'.*env_vars"),

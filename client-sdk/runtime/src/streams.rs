@@ -81,9 +81,8 @@ impl Inner {
         self.yields.remove(&tag);
         if self.yields.len() > STALE_MAX + self.running.len() + self.runs.len() {
             let (running, runs) = (&self.running, &self.runs);
-            self.yields.retain(|tag, _| {
-                running.contains_key(tag) || runs.iter().any(|(_, task)| task.tag == *tag)
-            });
+            self.yields
+                .retain(|tag, _| running.contains_key(tag) || runs.iter().any(|(_, task)| task.tag == *tag));
         }
     }
 
