@@ -49,6 +49,10 @@ impl World {
         let kind = TaskKind::Method { method: "call".into(), group: "".into() };
         let template = self.actor_template("Actor.call", actor, kind, retries);
         let deps = self.some_refs(client, 1);
+        if self.plan.streams && self.random.one_in(4) {
+            self.submit_stream(client, &template, deps);
+            return true;
+        }
         let borrowed = self.some_refs(client, 1);
         let Some(process) = self.processes.get_mut(&client) else { return false };
         let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));

@@ -58,6 +58,8 @@ pub struct Process {
     pub requested: u32,
     /// Puts that wait for memory: size, and what is inside.
     pub waiting_puts: VecDeque<(u64, Refs)>,
+    /// By tag: what it knows of tasks that yield.
+    pub yields: BTreeMap<u64, crate::yields::Yields>,
     /// What it knows if it became an actor.
     pub lives: Option<crate::actors::Lives>,
     /// The function every task of this process calls.
@@ -78,6 +80,7 @@ impl Process {
             leased: BTreeMap::new(),
             requested: 0,
             waiting_puts: VecDeque::new(),
+            yields: BTreeMap::new(),
             lives: None,
             function: None,
         }

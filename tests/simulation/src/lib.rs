@@ -17,6 +17,7 @@ mod plan;
 mod random;
 mod streams;
 mod world;
+mod yields;
 
 pub use plan::{Plan, Report};
 pub use world::run;

@@ -17,6 +17,8 @@ pub struct Plan {
     pub crash_one_in: u64,
     /// Whether programs make actors and call them.
     pub actors: bool,
+    /// Whether tasks and calls yield.
+    pub streams: bool,
     /// Prints every event in which this word occurs.
     pub watch: Option<String>,
 }
@@ -33,6 +35,7 @@ impl Plan {
             node_losses: if shape == 3 { 2 } else { 0 },
             crash_one_in: if shape >= 2 { 40 } else { 0 },
             actors: seed.is_multiple_of(3),
+            streams: seed % 8 < 6,
             watch: None,
         }
     }
@@ -47,6 +50,7 @@ impl Plan {
             node_losses: 20,
             crash_one_in: 100,
             actors: true,
+            streams: true,
             watch: None,
         }
     }
@@ -65,6 +69,8 @@ pub struct Report {
     pub ran: u64,
     /// Values read and found right.
     pub read: u64,
+    /// Streams read to their end.
+    pub streams: u64,
     /// Simulated seconds.
     pub seconds: f64,
 }

@@ -89,27 +89,33 @@ enum Arrival {
 }
 
 pub(crate) struct World {
-    plan: Plan,
+    pub(crate) plan: Plan,
     pub(crate) random: Random,
     now: Time,
     queue: BTreeMap<(Time, u64), Arrival>,
     arrivals: u64,
     streams: Streams<Stream>,
     head: Head,
-    hosts: BTreeMap<NodeId, Host>,
+    pub(crate) hosts: BTreeMap<NodeId, Host>,
     pub(crate) processes: BTreeMap<ClientId, Process>,
     connections: u64,
     connecting: BTreeMap<u64, NodeId>,
     templates: BTreeMap<ClientId, Vec<Arc<TaskTemplate>>>,
     /// Handles of actors.
     pub(crate) actors: BTreeSet<ObjectId>,
+    /// Streams being read: how many items were taken.
+    pub(crate) reads: BTreeMap<TaskId, u32>,
+    /// How many items of each task were told.
+    pub(crate) items_told: BTreeMap<TaskId, u32>,
+    /// Tasks that ended well.
+    pub(crate) ended_well: BTreeSet<TaskId>,
     /// TASK-1: tasks of each living submitter that were told to have ended.
     told: BTreeSet<TaskId>,
     submitted: BTreeMap<TaskId, ClientId>,
     /// What each put and each stored result holds.
     sizes: BTreeMap<ObjectId, u64>,
     next_id: u64,
-    report: Report,
+    pub(crate) report: Report,
     trace: std::collections::VecDeque<String>,
 }
 
@@ -145,6 +151,9 @@ impl World {
             connecting: BTreeMap::new(),
             templates: BTreeMap::new(),
             actors: BTreeSet::new(),
+            reads: BTreeMap::new(),
+            items_told: BTreeMap::new(),
+            ended_well: BTreeSet::new(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -599,7 +608,7 @@ impl World {
     }
 
     /// The process is gone at once; its daemon notices after a while.
-    fn end_executor(&mut self, node: NodeId, executor: u32, cause: &'static str) {
+    pub(crate) fn end_executor(&mut self, node: NodeId, executor: u32, cause: &'static str) {
         let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else {
             return;
         };
@@ -632,7 +641,7 @@ impl World {
     // ---- processes ----
 
     /// Sends what a process has to say, and takes back the memory it may use again.
-    fn flush(&mut self, client: ClientId) -> Result<(), String> {
+    pub(crate) fn flush(&mut self, client: ClientId) -> Result<(), String> {
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         let node = process.node;
         let batch = process.core.take_batch();
@@ -647,13 +656,18 @@ impl World {
     }
 
     fn at_client(&mut self, client: ClientId, message: NodeToClient) -> Result<(), String> {
-        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        if !self.processes.contains_key(&client) {
+            return Ok(());
+        }
         if let NodeToClient::Finished { task, outcome } = &message {
             if !self.told.insert(*task) {
                 return Err(format!("TASK-1: {client} was told twice that {task} ended"));
             }
             match outcome {
-                FinishedOutcome::Ok(_) => self.report.finished += 1,
+                FinishedOutcome::Ok(_) => {
+                    self.report.finished += 1;
+                    self.ended_well.insert(*task);
+                }
                 FinishedOutcome::Failed(failure) => {
                     self.report.failed += 1;
                     // A program may drop an actor that is not made yet.
@@ -664,8 +678,17 @@ impl World {
                 }
             }
         }
+        if let NodeToClient::Item { task, index, .. } = &message {
+            self.item_told(*task, *index)?;
+        }
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         match process.core.on_message(message) {
             None => {}
+            Some(NodeToClient::Taken { tag, items, closed }) => {
+                if self.items_taken(client, tag, items, closed) {
+                    self.goes_on(client, tag);
+                }
+            }
             Some(NodeToClient::Segment { segment, len, writable: true }) => {
                 process
                     .allocator
@@ -715,6 +738,9 @@ impl World {
         match &process.doing {
             Doing::Waiting { on, actions } => {
                 let (on, actions) = (on.clone(), *actions);
+                // A program that waits for the end of a stream that nobody reads waits for ever, in any cluster.
+                self.read_all(client)?;
+                let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
                 // What was evicted meanwhile has to be asked for again.
                 for object in &on {
                     process.core.want(*object, true);
@@ -748,7 +774,7 @@ impl World {
     }
 
     /// The value is there: it must be this object's.
-    fn check_read(&mut self, client: ClientId, object: ObjectId) -> Result<(), String> {
+    pub(crate) fn check_read(&mut self, client: ClientId, object: ObjectId) -> Result<(), String> {
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         match process.read(object) {
             None => return Err(format!("{object} was ready and cannot be read")),
@@ -883,6 +909,9 @@ impl World {
             }
         }
         let template = self.random.pick(&self.templates[&client]).expect("there are templates").clone();
+        if self.plan.streams && is_driver && self.random.one_in(5) {
+            return self.submit_stream(client, &template, deps);
+        }
         let Some(process) = self.processes.get_mut(&client) else { return };
         let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
         let (_, results) = process.core.submit(&template, payload, deps, borrowed, None);
@@ -898,6 +927,11 @@ impl World {
         }
         *actions -= 1;
         let actions = *actions;
+        if self.plan.streams && self.random.one_in(3) && self.read_on(client)? {
+            self.flush(client)?;
+            self.after(1, 3_000, Arrival::Act(client));
+            return Ok(());
+        }
         match self.random.between(0, 9) {
             0..=4 => {
                 for _ in 0..self.random.between(1, 8) {
@@ -925,8 +959,8 @@ impl World {
                     }
                     process.doing = Doing::Waiting { on, actions };
                 }
-                self.flush(client)?;
-                return self.progress(client);
+                self.progress(client)?;
+                return self.flush(client);
             }
         }
         self.flush(client)?;
@@ -936,6 +970,10 @@ impl World {
 
     /// A driver waits for all it submitted, drops everything, and goes.
     fn leave(&mut self, client: ClientId) -> Result<(), String> {
+        if !self.read_all(client)? {
+            self.after(1_000, 2_000, Arrival::Act(client));
+            return self.flush(client);
+        }
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         if process.core.unfinished() > 0 || !process.waiting_puts.is_empty() {
             self.after(1_000, 2_000, Arrival::Act(client));
@@ -1045,6 +1083,11 @@ impl World {
         self.flush(client)
     }
 
+    /// A task does its next thing after a while.
+    pub(crate) fn goes_on(&mut self, client: ClientId, tag: u64) {
+        self.after(1, 300, Arrival::Finish { client, tag });
+    }
+
     fn task_ends(&mut self, client: ClientId, tag: u64) -> Result<(), String> {
         let keep = self.random.one_in(20);
         let size = self.random.between(5_000, 1 << 20);
@@ -1057,6 +1100,11 @@ impl World {
         if run.tag != tag {
             return Ok(());
         }
+        if self.yields(client, tag)? {
+            return Ok(());
+        }
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
+        let Doing::Running { run, .. } = &process.doing else { return Ok(()) };
         let spec = run.spec.clone();
         let values = run.values.clone();
         let mut results = Vec::new();
