@@ -209,14 +209,7 @@ class Executor(concurrent.futures.Executor):
         if not callable(fn):
             raise TypeError(f"submit() takes a function and its arguments, not a {type(fn).__name__}")
         remote, first = self._remote(fn)
-        future: Future[T] = Future(self, lambda: remote.remote(*first, *args, **kwargs))
-        with self._lock:
-            self._check_open()
-            if self._max_workers is not None and len(self._in_flight) >= self._max_workers:
-                self._queued.append(future)
-            else:
-                self._start(future)
-        return future
+        return self._submitted(remote, (*first, *args), kwargs)
 
     def map(
         self,
@@ -253,6 +246,15 @@ class Executor(concurrent.futures.Executor):
                 self._results.add(results)
             return results
         return self._by_futures(remote, calls, flatten, end, buffersize)
+
+    def cancel_all(self) -> None:
+        """Cancels every call, those that run too, as `concurrent_ml.cancel` does."""
+        with self._lock:
+            futures = [*self._in_flight, *self._queued]
+        for future in reversed(futures):
+            if not future.cancel() and future.ref is not None:
+                with contextlib.suppress(ClusterError):
+                    self._client.cancel(future.ref, False, True, "by the executor that submitted it")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more calls and waits for those there are; `cancel_futures` cancels those that have not started."""
@@ -298,10 +300,14 @@ class Executor(concurrent.futures.Executor):
                 self._functions.move_to_end(key)
             return found
 
-    def _prepared(self, fn: Callable[..., Any] | None, chunk: int = 0) -> RemoteFunction[..., Any]:
+    def _prepared(
+        self,
+        fn: Callable[..., Any] | None,
+        around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> RemoteFunction[..., Any]:
         made = _initializer.prepared(fn, self._initial)
-        if chunk:
-            made = _Chunk(made, chunk)
+        if around is not None:
+            made = around(made)
         options = self._options
         if options.name is None and fn is not made:
             options = options.changed({"name": getattr(fn, "__name__", None) or "call"})
@@ -322,7 +328,7 @@ class Executor(concurrent.futures.Executor):
             while chunk := tuple(itertools.chain.from_iterable(itertools.islice(items, chunksize))):
                 yield chunk
 
-        return self._prepared(fn, width), chunks(), True
+        return self._prepared(fn, lambda made: _Chunk(made, width)), chunks(), True
 
     def _by_futures(
         self,
@@ -332,18 +338,8 @@ class Executor(concurrent.futures.Executor):
         end: float | None,
         buffersize: int | None,
     ) -> Iterator[Any]:
-        def submit(args: tuple[Any, ...]) -> Future[Any]:
-            future: Future[Any] = Future(self, lambda: remote.remote(*args))
-            with self._lock:
-                self._check_open()
-                if self._max_workers is not None and len(self._in_flight) >= self._max_workers:
-                    self._queued.append(future)
-                else:
-                    self._start(future)
-            return future
-
         source = iter(calls)
-        futures = deque(submit(args) for args in itertools.islice(source, buffersize))
+        futures = deque(self._submitted(remote, args) for args in itertools.islice(source, buffersize))
 
         def results() -> Iterator[Any]:
             try:
@@ -352,7 +348,7 @@ class Executor(concurrent.futures.Executor):
                     result = futures[0].result(left)
                     futures.popleft()
                     if buffersize is not None:
-                        futures.extend(submit(args) for args in itertools.islice(source, 1))
+                        futures.extend(self._submitted(remote, args) for args in itertools.islice(source, 1))
                     if flatten:
                         yield from result
                     else:
@@ -362,6 +358,18 @@ class Executor(concurrent.futures.Executor):
                     future.cancel()
 
         return results()
+
+    def _submitted(
+        self, remote: RemoteFunction[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Future[Any]:
+        future: Future[Any] = Future(self, lambda: remote.remote(*args, **(kwargs or {})))
+        with self._lock:
+            self._check_open()
+            if self._max_workers is not None and len(self._in_flight) >= self._max_workers:
+                self._queued.append(future)
+            else:
+                self._start(future)
+        return future
 
     def _start(self, future: Future[Any]) -> None:
         """Submits it. What is wrong with the call, its future tells, as with other executors."""

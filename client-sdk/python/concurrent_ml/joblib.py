@@ -29,7 +29,6 @@ from . import _state
 from ._joblib_name import NAME
 from ._native import ObjectRef
 from ._options import Options
-from .exceptions import ClusterError
 from .futures import Executor, Future
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # pyright: ignore[report
         Options().changed(options)  # a wrong one is told here
         self._options = options
         self._executor: Executor | None = None
-        self._futures: set[Future[Any]] = set()
         self._shared: dict[int, tuple[Any, ObjectRef[Any]]] = {}
         self._lock = threading.Lock()
         self._max_nbytes: int | None = 1 << 20
@@ -119,8 +117,6 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # pyright: ignore[report
         copied: set[int] = set()
         payload = cloudpickle.dumps(self._with_places(func, values, copied), protocol=5)
         future = self._executor.submit(_run, payload, self.inner_max_num_threads, frozenset(copied), *values)
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -185,13 +181,8 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # pyright: ignore[report
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """A call has failed: nobody will read what the others return."""
-        client = _state.client
-        for future in list(self._futures):
-            if not future.cancel() and future.ref is not None and client is not None:
-                with contextlib.suppress(ClusterError):
-                    client.cancel(
-                        future.ref, False, True, "by joblib, because another call of its loop failed"
-                    )
+        if self._executor is not None:
+            self._executor.cancel_all()
         self.terminate()
         if ensure_ready:
             self.configure(
