@@ -13,6 +13,9 @@ PROGRAM = """
 from typing import Any
 
 import concurrent_ml as cml
+from concurrent_ml.futures import Executor
+from concurrent_ml.multiprocessing import Pool
+from concurrent_ml.util import Queue
 from typing_extensions import assert_type
 
 @cml.remote
@@ -69,6 +72,20 @@ async def main() -> None:
     assert_type(cml.get(length.remote("b", ref)), int)
     ready, waiting = cml.wait([ref], num_returns=1, timeout=1.0)
     assert_type(ready, list[cml.ObjectRef[int]])
+    assert_type(length.map(["a", "b"]), list[cml.ObjectRef[int]])
+    assert_type(length.map(["a", "b"], [1, 2]), list[cml.ObjectRef[int]])
+    assert_type(cml.get(cml.progress(words.map([1, 2], scale=2))), list[list[str]])
+    assert_type([cml.get(ref) for ref in cml.as_completed([ref])], list[int])
+    async for done in cml.as_completed([ref], timeout=1):
+        assert_type(await done, int)
+    with Executor() as executor:
+        assert_type(executor.submit(len, "a").result(), int)
+        assert_type(list(executor.map(str, [1, 2])), list[str])
+    with Pool() as pool:
+        assert_type(pool.map(str, [1, 2]), list[str])
+        assert_type(pool.apply_async(len, ("a",)).get(timeout=1), int)
+    queue: Queue[int] = Queue(3)
+    assert_type(queue.get(), int)
 """
 
 WRONG = """
@@ -96,6 +113,8 @@ counter.add.remote("one")
 counter.add.options(num_returnz=2)
 cml.kill(5)
 Counter(1)
+length.map([1, 2])
+cml.progress([1])
 """
 
 
@@ -129,4 +148,4 @@ def test_results_have_the_types_of_the_functions(tmp_path: Path):
 @pytest.mark.timeout(120)
 def test_wrong_calls_are_found_where_they_are_written(tmp_path: Path):
     lines = {entry["range"]["start"]["line"] + 1 for entry in check(WRONG, tmp_path)}
-    assert lines == {8, 9, 10, 11, 12, 21, 22, 23, 24, 25}
+    assert lines == {8, 9, 10, 11, 12, 21, 22, 23, 24, 25, 26, 27}

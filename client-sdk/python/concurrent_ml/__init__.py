@@ -26,6 +26,7 @@ from ._api import (
 from ._completed import as_completed
 from ._context import RuntimeContext, get_runtime_context
 from ._native import ObjectRef, ObjectRefGenerator
+from ._progress import progress
 from ._remote import RemoteFunction, remote
 from ._streams import DynamicObjectRefGenerator
 
@@ -58,6 +59,7 @@ __all__ = [
     "kill",
     "method",
     "nodes",
+    "progress",
     "put",
     "remote",
     "shutdown",

@@ -90,13 +90,21 @@ class Completed(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[ObjectRef[T]])
                 from ._api import _warn_in_loop
 
                 _warn_in_loop("as_completed", "async for ref in as_completed(refs)")
-            on: list[ObjectRef[Any]] = []
-            if _state.is_executor:
-                on = list(itertools.islice(self._pending.values(), _LENT_FOR))
-            if not self._client.wait_queue(self._queue, on, self._left()):
+            if not self._client.wait_queue(self._queue, self._awaited(), self._left()):
                 raise self._late()
             self._take()
         return self._ready.pop()
+
+    def _awaited(self) -> list[ObjectRef[Any]]:
+        return list(itertools.islice(self._pending.values(), _LENT_FOR)) if _state.is_executor else []
+
+    def _within(self, seconds: float) -> list[ObjectRef[T]]:
+        """All that is ready; if nothing is, what becomes ready first within these seconds."""
+        if not self._ready and self._pending:
+            self._client.wait_queue(self._queue, self._awaited(), seconds)
+            self._take()
+        ready, self._ready = self._ready[::-1], []
+        return ready
 
     def __aiter__(self) -> Completed[T]:
         return self

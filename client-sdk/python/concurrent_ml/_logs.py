@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 
-from . import _native
+from . import _native, _state
 from .exceptions import ClusterError
 
 
@@ -44,5 +44,5 @@ def _show(notice: tuple[str, str | None, int | None, str | None, bool]) -> None:
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError):
-        stream.write(line + "\n")
+        stream.write(f"\r\x1b[K{line}\n" if _state.bar else f"{line}\n")
         stream.flush()

@@ -44,6 +44,9 @@ actor: Actor | None = None
 loop_thread: int | None = None
 """The thread of an actor's event loop, if this process has one."""
 
+bar = False
+"""Whether a progress bar stands on the terminal's last line: what is printed begins by wiping it out."""
+
 generation = 0
 """Counts connections, so that what was made for an older one is made anew."""
 
