@@ -231,6 +231,8 @@ def test_a_generator_stays_in_its_process(cml: Any):
             attempt()
     with pytest.raises(TypeError):
         pickle.dumps(gen)
+    with pytest.raises(TypeError, match="loop over it"):
+        cml.get(gen)
 
 
 def test_tasks_read_streams_of_tasks(cml: Any):

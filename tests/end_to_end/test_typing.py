@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import concurrent_ml as cml
@@ -43,6 +44,49 @@ class Counter(cml.Actor):
     @cml.method(num_returns=2)
     def both(self) -> tuple[int, int]:
         return 1, 2
+
+    @cml.method(stream_max_items=2)
+    def parts(self, n: int) -> Iterator[str]:
+        yield "part"
+
+    @cml.method
+    async def ticks(self) -> AsyncIterator[float]:
+        yield 1.0
+
+@cml.remote
+def numbers(n: int) -> Iterator[int]:
+    yield from range(n)
+
+@cml.remote(stream_max_bytes=None)
+def texts() -> Generator[str, None, int]:
+    yield "text"
+    return 1
+
+@cml.remote
+async def later() -> AsyncIterator[bytes]:
+    yield b""
+
+@cml.remote(num_returns="streaming")
+def listed() -> list[int]:
+    return [1]
+
+@cml.remote(num_returns="dynamic")
+def split() -> Iterator[int]:
+    yield 1
+
+async def streams() -> None:
+    for ref in numbers.remote(3):
+        assert_type(cml.get(ref), int)
+    async for ref in later.remote():
+        assert_type(await ref, bytes)
+    assert_type(next(texts.remote()), cml.ObjectRef[str])
+    assert_type(listed.remote(), cml.ObjectRefGenerator[int])
+    assert_type(numbers.options(stream_max_items=1).remote(1), cml.ObjectRefGenerator[int])
+    assert_type(cml.get(split.remote()), cml.DynamicObjectRefGenerator[int])
+    counter = Counter.remote(5)
+    assert_type(next(counter.parts.remote(3)), cml.ObjectRef[str])
+    assert_type(counter.ticks.remote(), cml.ObjectRefGenerator[float])
+    cml.cancel(counter.ticks.remote())
 
 @cml.remote(max_restarts=2)
 class Plain:

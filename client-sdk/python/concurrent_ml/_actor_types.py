@@ -6,14 +6,20 @@ itself: derived from `Actor`, with its methods marked by `@method`, it is its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ._actor import ActorMethod
-from ._native import ObjectRef
+from ._native import ObjectRef, ObjectRefGenerator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import AllMethodOptions, OtherMethodOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Bound(ActorMethod[P, R], Generic[P, R]):
@@ -37,6 +43,19 @@ class BoundOfMany(Generic[P, R]):
         ...
 
 
+class BoundStream(Generic[P, R, T]):
+    """The same of a method that yields: a call gives a ref for each item."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]:
+        """As for one value, but with a generator of refs."""
+        ...
+
+    def options(self, **options: Unpack[AllMethodOptions]) -> BoundStream[P, R, T]:
+        """The same method with other options."""
+        ...
+
+
 class Declared(Generic[P, R]):
     """A marked method, as an attribute of its class."""
 
@@ -47,6 +66,12 @@ class DeclaredAsync(Generic[P, R]):
     """A marked coroutine."""
 
     def __get__(self, instance: Any, owner: Any) -> BoundAsync[P, R]: ...
+
+
+class DeclaredStream(Generic[P, R, T]):
+    """A marked method that yields."""
+
+    def __get__(self, instance: Any, owner: Any) -> BoundStream[P, R, T]: ...
 
 
 class DeclaredOfMany(Generic[P, R]):
@@ -63,7 +88,28 @@ class Decorator(Protocol):
         self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
     ) -> DeclaredAsync[P, R]: ...
     @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Iterator[T]], /
+    ) -> DeclaredStream[P, Iterator[T], T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncIterator[T]], /
+    ) -> DeclaredStream[P, AsyncIterator[T], T]: ...
+    @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Declared[P, R]: ...
+
+
+class DecoratorOfStream(Protocol):
+    """`@method(num_returns="streaming")`."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Iterable[T]], /
+    ) -> DeclaredStream[P, Iterable[T], T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncIterable[T]], /
+    ) -> DeclaredStream[P, AsyncIterable[T], T]: ...
 
 
 class DecoratorOfMany(Protocol):
@@ -80,8 +126,22 @@ class Method(Protocol):
         self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
     ) -> DeclaredAsync[P, R]: ...
     @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Iterator[T]], /
+    ) -> DeclaredStream[P, Iterator[T], T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncIterator[T]], /
+    ) -> DeclaredStream[P, AsyncIterator[T], T]: ...
+    @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Declared[P, R]: ...
     @overload
-    def __call__(self, *, num_returns: Literal[1] = 1, concurrency_group: str | None = None) -> Decorator: ...
+    def __call__(
+        self, *, num_returns: Literal[1] | None = None, **options: Unpack[OtherMethodOptions]
+    ) -> Decorator: ...
     @overload
-    def __call__(self, *, num_returns: int, concurrency_group: str | None = None) -> DecoratorOfMany: ...
+    def __call__(
+        self, *, num_returns: Literal["streaming"], **options: Unpack[OtherMethodOptions]
+    ) -> DecoratorOfStream: ...
+    @overload
+    def __call__(self, *, num_returns: int, **options: Unpack[OtherMethodOptions]) -> DecoratorOfMany: ...

@@ -14,10 +14,11 @@ from typing import Any, TypeVar, overload
 
 from . import _logs, _native, _options, _state
 from ._embedded import Embedded
-from ._native import ObjectRef
+from ._native import ObjectRef, ObjectRefGenerator
 from .exceptions import ClusterConnectionError, ConnectionRefusedByClusterError, ForkedError, GetTimeoutError
 
 T = TypeVar("T")
+W = TypeVar("W", bound="ObjectRef[Any] | ObjectRefGenerator[Any]")
 
 
 def init(
@@ -247,12 +248,12 @@ def put(value: T) -> ObjectRef[T]:
 
 
 def wait(
-    refs: Sequence[ObjectRef[T]],
+    refs: Sequence[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[W], list[W]]:
     """Splits refs into those that are ready (at most `num_returns`) and the others, both in order.
 
     An `ObjectRefGenerator` may be among them: it is ready when its next item is, or when there will be none.

@@ -57,15 +57,20 @@ class AllActorOptions(TypedDict, total=False):
     scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
 
 
-class AllMethodOptions(TypedDict, total=False):
-    """Every option of a method, for type checkers."""
+class OtherMethodOptions(TypedDict, total=False):
+    """Every option of a method but `num_returns`, for type checkers."""
 
-    num_returns: int | Literal["streaming"] | None
     concurrency_group: str | None
     name: str | None
     timeout: str | float | None
     stream_max_items: int | None
     stream_max_bytes: int | None
+
+
+class AllMethodOptions(OtherMethodOptions, total=False):
+    """Every option of a method, for type checkers."""
+
+    num_returns: int | Literal["streaming"] | None
 
 
 @dataclass(frozen=True)

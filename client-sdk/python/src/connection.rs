@@ -250,8 +250,12 @@ impl Client {
         }
         let Ok(list) = refs.cast::<PyList>() else {
             let kind = refs.get_type().name()?;
+            let hint = match refs.cast::<ObjectRefGenerator>() {
+                Ok(_) => ": loop over it, and get() each ref",
+                Err(_) => "",
+            };
             return Err(PyTypeError::new_err(format!(
-                "get() takes an ObjectRef or a list of them, not a value of type {kind}"
+                "get() takes an ObjectRef or a list of them, not a value of type {kind}{hint}"
             )));
         };
         let ids = ids_of(list, "get", false)?;

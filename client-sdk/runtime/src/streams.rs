@@ -132,12 +132,14 @@ impl Client {
     /// What becomes ready when the next item of the task is there, or when there will be none; `None` where there is
     /// nothing to wait for. Good for [`Client::wait`] and [`Client::on_ready`] until that item is taken.
     pub fn awaited_item(&self, task: TaskId) -> Option<ObjectId> {
-        self.shared().lock().core.next_item(task)
+        let shared = self.shared();
+        if shared.is_forked() { None } else { shared.lock().core.next_item(task) }
     }
 
     /// Whether the task has ended and all its items were taken.
     pub fn is_drained(&self, task: TaskId) -> bool {
-        self.shared().lock().core.is_drained(task)
+        let shared = self.shared();
+        shared.is_forked() || shared.lock().core.is_drained(task)
     }
 
     /// Nobody here will take items of the task any more: it ends at its next yield.

@@ -684,10 +684,10 @@ impl World {
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         match process.core.on_message(message) {
             None => {}
-            Some(NodeToClient::Taken { tag, items, closed }) => {
-                if self.items_taken(client, tag, items, closed) {
-                    self.goes_on(client, tag);
-                }
+            Some(NodeToClient::Taken { tag, items, closed })
+                if self.items_taken(client, tag, items, closed) =>
+            {
+                self.goes_on(client, tag);
             }
             Some(NodeToClient::Segment { segment, len, writable: true }) => {
                 process

@@ -10,16 +10,16 @@ use cluster_types::query::Query;
 use cluster_types::task::Strategy;
 use cluster_types::{
     ActorTraits, Amount, Attempt, ClientId, ClientKind, FailureKind, HeadToNode, JobId, NodeToHead, ObjectId,
-    Outcome, Payload, Refs, Resources, ResultValue, Span, TaskId, TaskKind, TaskResult, TaskSpec,
-    TaskTemplate,
+    Outcome, Payload, Refs, Resources, ResultValue, Span, StreamLimits, TaskId, TaskKind, TaskResult,
+    TaskSpec, TaskTemplate,
 };
 use proptest::prelude::*;
 
 use super::scene::*;
 use crate::{Effect, Event, HeadConfig};
 
-/// Kinds of steps; the last seven are of actors and cancellation.
-const KINDS: u8 = 29;
+/// Kinds of steps; the last nine are of actors, cancellation and streams.
+const KINDS: u8 = 31;
 const FIRST_OF_ACTORS: u8 = 22;
 
 /// A few numbers from which a step is made.
@@ -125,6 +125,8 @@ impl World {
             26 => self.cancel(n, b, c, d),
             27 => self.make_or_end(b, c),
             28 => self.answer_call(b, c, d),
+            29 => self.yields(b, c, d),
+            30 => self.taken(n, b, c, d),
             _ => {}
         }
         self.listen();
@@ -154,7 +156,8 @@ impl World {
             env_vars: Default::default(),
             strategy,
             kind: Default::default(),
-            stream: None,
+            // One result, sometimes with items beside it.
+            stream: (c % 3 == 1).then(StreamLimits::default),
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {
@@ -234,6 +237,11 @@ impl World {
     }
 
     fn submit_spec(&mut self, n: u64, b: u8, d: u8, job: JobId, template: TaskTemplate, c: u8) {
+        let mut template = template;
+        if c.is_multiple_of(3) && !matches!(template.kind, TaskKind::Actor(_)) {
+            let limits = StreamLimits { max_items: 2, max_bytes: 0 };
+            template = TaskTemplate { stream: Some(limits), num_returns: 1, ..template };
+        }
         let deps = if c.is_multiple_of(5) { [object(b, c)].into_iter().collect() } else { Refs::new() };
         let parent = c.is_multiple_of(2).then(|| TaskId { client: client(d), seq: u64::from(c % 24) + 1 });
         let spec = TaskSpec {
@@ -247,6 +255,48 @@ impl World {
             deps,
         };
         self.tell(n, NodeToHead::Submit(spec));
+    }
+
+    /// A node says that an attempt has yielded: the next item, one again, or one out of order.
+    fn yields(&mut self, b: u8, c: u8, d: u8) {
+        let head = &self.scene.head;
+        let mut streams: Vec<_> = head
+            .streams
+            .keys()
+            .filter_map(|id| {
+                let task = head.tasks.get(head.tasks.find(*id)?)?;
+                Some((head.nodes.get(task.node()?)?.id.0, *id, head.tasks.attempt_of(task)))
+            })
+            .collect();
+        streams.sort_unstable();
+        let some = match streams.len() {
+            0 => self.some_attempt(b),
+            // A stale one, now and then.
+            _ if d.is_multiple_of(7) => self.some_attempt(b),
+            count => Some(streams[usize::from(b) % count]),
+        };
+        let Some((n, task, attempt)) = some else { return };
+        let contains = if d.is_multiple_of(3) { [object(c, d)].into_iter().collect() } else { Refs::new() };
+        let value = if c.is_multiple_of(2) {
+            ResultValue::Stored { size: 9 }
+        } else {
+            ResultValue::Inline("item".into())
+        };
+        for index in 0..u32::from(c % 4) {
+            let item = TaskResult { value: value.clone(), contains: contains.clone() };
+            self.tell(n, NodeToHead::Yielded { task, attempt, index, item });
+        }
+        self.tell(n, NodeToHead::Locate(task.item(u32::from(d % 4))));
+    }
+
+    /// A reader takes items, drops some, or reads no more.
+    fn taken(&mut self, n: u64, b: u8, c: u8, d: u8) {
+        let task = TaskId { client: client(b), seq: u64::from(d % 24) + 1 };
+        let n = self.node_of(client(b)).unwrap_or(n);
+        let objects = vec![task.item(u32::from(c % 3))];
+        self.tell(n, NodeToHead::Drop { client: client(b), objects });
+        let closed = c.is_multiple_of(9);
+        self.tell(n, NodeToHead::Taken { task, items: u32::from(c % 5), closed });
     }
 
     fn kill(&mut self, n: u64, b: u8, c: u8, d: u8) {
@@ -443,8 +493,8 @@ proptest! {
         let config = HeadConfig { finished_kept: 1_000, prefetch_max: 4, ..HeadConfig::default() };
         let mut world = world(config);
         for (kind, a, b, c, d) in steps {
-            // Of eight steps, seven are of actors.
-            let kind = if kind.is_multiple_of(8) { kind / 8 } else { FIRST_OF_ACTORS + kind % 7 };
+            // Of eight steps, seven are of actors or streams.
+            let kind = if kind.is_multiple_of(8) { kind / 8 } else { FIRST_OF_ACTORS + kind % 9 };
             world.take((kind, a, b, c, d));
         }
     }
