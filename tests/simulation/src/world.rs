@@ -681,14 +681,14 @@ impl World {
         if let NodeToClient::Item { task, index, .. } = &message {
             self.item_told(*task, *index)?;
         }
+        if let NodeToClient::Taken { tag, items, closed } = message
+            && self.items_taken(client, tag, items, closed)
+        {
+            self.goes_on(client, tag);
+        }
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         match process.core.on_message(message) {
             None => {}
-            Some(NodeToClient::Taken { tag, items, closed })
-                if self.items_taken(client, tag, items, closed) =>
-            {
-                self.goes_on(client, tag);
-            }
             Some(NodeToClient::Segment { segment, len, writable: true }) => {
                 process
                     .allocator
