@@ -28,7 +28,7 @@ fn main() {
         env_vars: [("OMP_NUM_THREADS".to_owned(), "1".to_owned())].into(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     });
     let task = |seq| TaskId { client: CLIENT, seq };
     let spec = |seq| TaskSpec {

@@ -32,7 +32,7 @@ fn template(function: ObjectId, num_returns: u32) -> Arc<TaskTemplate> {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     })
 }
 

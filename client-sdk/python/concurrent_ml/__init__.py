@@ -25,9 +25,26 @@ from ._api import (
 )
 from ._completed import as_completed
 from ._context import RuntimeContext, get_runtime_context
+from ._groups import (
+    PlacementGroup,
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ._native import ObjectRef, ObjectRefGenerator
 from ._progress import progress
 from ._remote import RemoteFunction, remote
+from ._strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
 from ._streams import DynamicObjectRefGenerator
 
 __version__ = _native.VERSION
@@ -39,9 +56,17 @@ __all__ = [
     "ActorClass",
     "ActorHandle",
     "ActorMethod",
+    "DoesNotExist",
     "DynamicObjectRefGenerator",
+    "Exists",
+    "In",
+    "NodeAffinitySchedulingStrategy",
+    "NodeLabelSchedulingStrategy",
+    "NotIn",
     "ObjectRef",
     "ObjectRefGenerator",
+    "PlacementGroup",
+    "PlacementGroupSchedulingStrategy",
     "RemoteFunction",
     "RuntimeContext",
     "__version__",
@@ -53,15 +78,20 @@ __all__ = [
     "exit_actor",
     "get",
     "get_actor",
+    "get_current_placement_group",
+    "get_placement_group",
     "get_runtime_context",
     "init",
     "is_initialized",
     "kill",
     "method",
     "nodes",
+    "placement_group",
+    "placement_group_table",
     "progress",
     "put",
     "remote",
+    "remove_placement_group",
     "shutdown",
     "wait",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
-from . import _calls, _native, _state, _streams
+from . import _calls, _native, _state, _strategies, _streams
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import STREAM_BYTES, ActorOptions, MethodOptions
 from .exceptions import ClusterClosedError, ConnectionLostError, _ActorExit
@@ -208,7 +208,7 @@ class ActorMethod(Generic[P, R]):
             max_retries=about.max_task_retries,
             retry_exceptions=b"",
             env_vars={},
-            spread=False,
+            strategy="DEFAULT",
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, name),
             method=(self._name, group),
@@ -447,6 +447,7 @@ class ActorClass(Generic[P, T]):
     def _prepare(self, client: _native.Client, about: Description, namespace: str) -> _native.Function:
         options = self._options
         signature = _calls.described(self._class)
+        _strategies.check_place(options.scheduling_strategy, about.class_name, options.asks())
         with _state.lock:
             if self._stored is None or self._generation != _state.generation:
                 self._stored = client.put_function(self._class, f"the class {about.class_name}")
@@ -464,7 +465,7 @@ class ActorClass(Generic[P, T]):
             max_retries=options.max_restarts,
             retry_exceptions=b"",
             env_vars=dict(options.runtime_env.get("env_vars", {})),
-            spread=options.scheduling_strategy == "SPREAD",
+            strategy=_strategies.native(options.scheduling_strategy, _state.captured),
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, about.class_name),
             actor={

@@ -182,6 +182,8 @@ class _Loop:
         else:
             self.threads.allow(task.num_cpus)
             function = self.function(task)
+            if _state.captured is not None or task.in_group:
+                _state.capture(task)
         args, kwargs = task.arguments()
         seconds = task.timeout
         task.enter()
@@ -200,6 +202,7 @@ class _Loop:
         cls = task.function()
         args, kwargs = task.arguments()
         actor = Actor(task, self.reports)
+        _state.capture(task)
         # `__init__` may ask which actor it is.
         _state.actor = actor
         task.enter()

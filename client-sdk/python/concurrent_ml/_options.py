@@ -7,7 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from . import _strategies
+
+if TYPE_CHECKING:
+    from ._strategies import SchedulingStrategy
 
 _RUNTIME_ENV = {"env_vars"}
 
@@ -26,7 +31,7 @@ class OtherOptions(TypedDict, total=False):
     retry_exceptions: bool | Sequence[type[BaseException]]
     name: str | None
     runtime_env: Mapping[str, Any] | None
-    scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+    scheduling_strategy: SchedulingStrategy | None
     timeout: str | float | None
     stream_max_items: int | None
     stream_max_bytes: int | None
@@ -54,7 +59,7 @@ class AllActorOptions(TypedDict, total=False):
     max_concurrency: int | None
     concurrency_groups: Mapping[str, int] | None
     runtime_env: Mapping[str, Any] | None
-    scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+    scheduling_strategy: SchedulingStrategy | None
 
 
 class OtherMethodOptions(TypedDict, total=False):
@@ -87,10 +92,14 @@ class Options:
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
     name: str | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    scheduling_strategy: str = "DEFAULT"
+    scheduling_strategy: Any = None
     timeout: float | None = None
     stream_max_items: int | None = None
     stream_max_bytes: int | None = STREAM_BYTES
+
+    def asks(self) -> dict[str, float]:
+        """What it asks for, by resource name."""
+        return _asks(self)
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -119,7 +128,11 @@ class ActorOptions:
     max_concurrency: int | None = None
     concurrency_groups: Mapping[str, int] = field(default_factory=dict)
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    scheduling_strategy: str = "DEFAULT"
+    scheduling_strategy: Any = None
+
+    def asks(self) -> dict[str, float]:
+        """What it asks for, by resource name."""
+        return _asks(self)
 
     def changed(self, given: Mapping[str, Any]) -> ActorOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -148,6 +161,11 @@ class MethodOptions:
     def changed(self, given: Mapping[str, Any]) -> MethodOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
         return replace(self, **_checked(given, _METHOD_CHECKS, "of a method"))
+
+
+def _asks(options: Options | ActorOptions) -> dict[str, float]:
+    plain = {"CPU": options.num_cpus, "GPU": options.num_gpus, "memory": options.memory}
+    return {**plain, **options.resources}
 
 
 def _checked(given: Mapping[str, Any], checks: Mapping[str, Any], whose: str) -> dict[str, Any]:
@@ -336,10 +354,11 @@ def duration(key: str, value: Any) -> float | None:
     return float(value)
 
 
-def _strategy(key: str, value: Any) -> str:
-    if value in (None, "DEFAULT", "SPREAD"):
-        return value or "DEFAULT"
-    raise ValueError(f'{key} is {value!r}; it must be "DEFAULT" or "SPREAD"')
+def _strategy(key: str, value: Any) -> Any:
+    if value is None or value in ("DEFAULT", "SPREAD") or isinstance(value, _strategies.KINDS):
+        return value
+    kinds = ", ".join(f"{kind.__name__}(...)" for kind in _strategies.KINDS)
+    raise ValueError(f'{key} is {value!r}; it must be "DEFAULT", "SPREAD", {kinds}')
 
 
 _NOT_YET = {

@@ -19,7 +19,7 @@ from typing import (
     overload,
 )
 
-from . import _calls, _native, _state, _streams
+from . import _calls, _native, _state, _strategies, _streams
 from ._actor import Actor, ActorClass, TypedActorClass
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import ActorOptions, Options
@@ -55,6 +55,7 @@ class RemoteFunction(Generic[P, R]):
         self._options = options
         self._native: _native.Function | None = None
         self._generation = 0
+        self._captured: ObjectRef[Any] | None = None
         functools.update_wrapper(cast(Any, self), function)
 
     if not TYPE_CHECKING:  # to a type checker it cannot be called
@@ -94,7 +95,7 @@ class RemoteFunction(Generic[P, R]):
         objects stay refs.
         """
         native = self._native
-        if native is None or self._generation != _state.generation:
+        if native is None or self._generation != _state.generation or self._captured is not _state.captured:
             native = self._prepare()
         return native.call(args, kwargs)
 
@@ -136,8 +137,9 @@ class RemoteFunction(Generic[P, R]):
     def _prepare(self) -> _native.Function:
         client = _state.connected()
         with _state.lock:
-            options = self._options
+            options, captured = self._options, _state.captured
             name = options.name or _short_name(self._function)
+            _strategies.check_place(options.scheduling_strategy, name, options.asks())
             signature = _calls.described(self._function)
             num_returns, stream = _streams.returns(options, self._function)
             function = self._function
@@ -155,13 +157,13 @@ class RemoteFunction(Generic[P, R]):
                 max_retries=options.max_retries,
                 retry_exceptions=_retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
-                spread=options.scheduling_strategy == "SPREAD",
+                strategy=_strategies.native(options.scheduling_strategy, captured),
                 timeout=options.timeout,
                 stream=stream,
                 parameters=_calls.parameters(signature),
                 complain=functools.partial(_calls.complain, signature, name),
             )
-            self._native, self._generation = native, _state.generation
+            self._native, self._generation, self._captured = native, _state.generation, captured
             return native
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -283,8 +285,9 @@ def remote(*args: Any, **options: Any) -> Any:
     Options of a function: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources`
     (`{"name": amount}`), `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost),
     `retry_exceptions` (False, True, or a list of classes: which of the function's own exceptions are retried too),
-    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT" or "SPREAD"), `timeout` (seconds,
-    or "30s": it is cancelled when it has run for so long).
+    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT", "SPREAD", or one of
+    `PlacementGroupSchedulingStrategy`, `NodeAffinitySchedulingStrategy`, `NodeLabelSchedulingStrategy`), `timeout`
+    (seconds, or "30s": it is cancelled when it has run for so long).
 
     A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns
     an `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 
@@ -47,6 +47,9 @@ loop_thread: int | None = None
 bar = False
 """Whether a progress bar stands on the terminal's last line: what is printed begins by wiping it out."""
 
+captured: _native.ObjectRef[Any] | None = None
+"""The placement group of the running task or actor, if that captures what its code submits."""
+
 generation = 0
 """Counts connections, so that what was made for an older one is made anew."""
 
@@ -60,6 +63,13 @@ lock = threading.RLock()
 def current_task() -> _native.Task | None:
     """The task whose code asks; `None` in a driver."""
     return task or running.get()
+
+
+def capture(task: _native.Task) -> None:
+    """What this process submits from now on goes where this task says."""
+    global captured
+    place = task.group
+    captured = place[0] if place is not None and place[2] else None
 
 
 def connected() -> _native.Client:

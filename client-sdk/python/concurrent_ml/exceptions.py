@@ -66,6 +66,10 @@ class TaskUnschedulableError(ClusterError):
     """No node has, or can have, what the task asks for."""
 
 
+class PlacementGroupRemovedError(ClusterError):
+    """The placement group that it ran in, or waited for, was removed: by whom, and why."""
+
+
 class TaskCancelledError(ClusterError):
     """The task was cancelled: by whom, and why."""
 
@@ -284,6 +288,7 @@ _KINDS: dict[str, type[ClusterError]] = {
     "Cancelled": TaskCancelledError,
     "ActorDied": ActorDiedError,
     "Unschedulable": TaskUnschedulableError,
+    "GroupRemoved": PlacementGroupRemovedError,
     "ObjectLost": ObjectLostError,
     "ObjectFreed": ObjectFreedError,
     "ObjectTooLarge": ObjectTooLargeError,

@@ -335,6 +335,8 @@ impl Client {
             "tasks" => Query::Tasks { limit },
             "objects" => Query::Objects { limit },
             "actors" => Query::Actors { limit },
+            "groups" => Query::Groups { limit },
+            "group" => Query::Group { group: argument.unwrap_or_default() },
             "why" => Query::Why { task: argument.unwrap_or_default() },
             other => return Err(PyValueError::new_err(format!("there is no question {other:?}"))),
         };
@@ -386,6 +388,18 @@ impl Client {
         })?;
         self.inner.add_handle(id, HandleSource::Elsewhere);
         Ok(Some((ObjectRef::new(&self.inner, id), PyBytes::new(py, &found.handle))))
+    }
+
+    /// The placement group of this name; `None` if there is none.
+    fn named_group(&self, py: Python<'_>, namespace: String, name: String) -> PyResult<Option<ObjectRef>> {
+        let query = Query::NamedGroup { namespace, name };
+        let reply = interruptible(py, |interrupt| self.inner.query(query, None, interrupt))?;
+        let QueryReply::Group(Some(found)) = reply else { return Ok(None) };
+        let id: ObjectId = found.group.parse().map_err(|_| {
+            PyValueError::new_err(format!("the cluster named a group {:?}: that is no id", found.group))
+        })?;
+        self.inner.add_handle(id, HandleSource::Elsewhere);
+        Ok(Some(ObjectRef::new(&self.inner, id)))
     }
 
     /// Asks that the task which makes an object be cancelled.

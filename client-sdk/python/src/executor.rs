@@ -136,6 +136,7 @@ impl Task {
             TaskKind::Function => 0,
             TaskKind::Actor(_) => 1,
             TaskKind::Method { .. } => 2,
+            TaskKind::Group(_) => 3,
         }
     }
 
@@ -174,11 +175,24 @@ impl Task {
         Ok(ObjectRef::new(&self.client, handle))
     }
 
+    #[getter]
+    fn in_group(&self) -> bool {
+        self.claimed.spec.template.strategy.group().is_some()
+    }
+
+    /// The placement group that it is in, the bundle it named, and whether what it submits goes into the group too.
+    #[getter]
+    fn group(&self) -> Option<(ObjectRef, Option<u32>, bool)> {
+        let place = self.claimed.spec.template.strategy.group()?;
+        self.client.add_handle(place.group, HandleSource::Elsewhere);
+        Some((ObjectRef::new(&self.client, place.group), place.bundle, place.capture))
+    }
+
     /// The actor's id: that of the object which is its handle.
     #[getter]
     fn actor_id(&self) -> Option<String> {
         match self.claimed.spec.template.kind {
-            TaskKind::Function => None,
+            TaskKind::Function | TaskKind::Group(_) => None,
             TaskKind::Actor(_) => Some(self.claimed.spec.id.result(0).to_string()),
             TaskKind::Method { .. } => Some(self.claimed.spec.template.function.to_string()),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client_runtime::{Call, Client as Runtime, Interrupted};
-use cluster_types::task::Strategy;
+use cluster_types::task::Backoff;
 use cluster_types::{
     ActorTraits, Amount, JobId, ObjectId, Refs, Resources, StreamLimits, TaskKind, TaskTemplate,
 };
@@ -17,6 +17,7 @@ use crate::errors::client_error;
 use crate::executor::{for_executor, within};
 use crate::generator::ObjectRefGenerator;
 use crate::object_ref::ObjectRef;
+use crate::placement::{self, Given};
 use crate::value::to_parcel;
 
 /// A remote function, a class to make actors of, or a method of an actor: ready to be called.
@@ -93,14 +94,14 @@ impl From<Traits> for ActorTraits {
     }
 }
 
-fn amount(name: &str, number: f64) -> PyResult<Amount> {
+pub(crate) fn amount(name: &str, number: f64) -> PyResult<Amount> {
     Amount::from_f64(number).map_err(|error| PyValueError::new_err(format!("{name} {error}")))
 }
 
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, spread, parameters, complain, actor=None, method=None, timeout=None, stream=None))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy, parameters, complain, actor=None, method=None, timeout=None, stream=None, variants=Vec::new(), backoff=(0, 0, 0)))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -114,13 +115,15 @@ impl Function {
         max_retries: i32,
         retry_exceptions: Vec<u8>,
         env_vars: BTreeMap<String, String>,
-        spread: bool,
+        strategy: Given<'_>,
         parameters: Option<Parameters>,
         complain: Py<PyAny>,
         actor: Option<Traits>,
         method: Option<(String, String)>,
         timeout: Option<f64>,
         stream: Option<(u32, u64)>,
+        variants: Vec<BTreeMap<String, f64>>,
+        backoff: (u32, u32, u32),
     ) -> PyResult<Self> {
         let kind = match (actor, method) {
             (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
@@ -145,9 +148,11 @@ impl Function {
             max_retries,
             retry_exceptions: for_executor(timeout, retry_exceptions).into(),
             env_vars,
-            strategy: if spread { Strategy::Spread } else { Strategy::Default },
+            strategy: placement::strategy(strategy)?,
             kind,
             stream: stream.map(|(max_items, max_bytes)| StreamLimits { max_items, max_bytes }),
+            variants: variants.into_iter().map(placement::request).collect::<PyResult<_>>()?,
+            backoff: Backoff { first_ms: backoff.0, growth: backoff.1, most_ms: backoff.2 },
         };
         Ok(Self {
             client: client.inner.clone(),

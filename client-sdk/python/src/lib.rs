@@ -8,6 +8,7 @@
 //! | `executor` | `Task`: one execution, as the executor's loop sees it |
 //! | `function` | `Function`: a remote function's calls |
 //! | `object_ref` | `ObjectRef`, and what happens when it is pickled |
+//! | `placement` | where tasks may run; `GroupMaker`: placement groups |
 //! | `value` | Python values to value bytes and back |
 //!
 //! Importing it starts no thread and opens nothing.
@@ -21,6 +22,7 @@ mod executor;
 mod function;
 mod generator;
 mod object_ref;
+mod placement;
 mod value;
 
 #[pymodule]
@@ -33,8 +35,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<function::Function>()?;
     module.add_class::<object_ref::ObjectRef>()?;
     module.add_class::<generator::ObjectRefGenerator>()?;
+    module.add_class::<placement::GroupMaker>()?;
     module.add_class::<buffer::SharedBuffer>()?;
     module.add_function(wrap_pyfunction!(object_ref::_rebuild_ref, module)?)?;
+    module.add_function(wrap_pyfunction!(object_ref::_this_value, module)?)?;
     module.add_function(wrap_pyfunction!(connection::mark_forked, module)?)?;
     module.add_function(wrap_pyfunction!(executor::run_several, module)?)?;
     Ok(())

@@ -166,3 +166,15 @@ pub(crate) fn _rebuild_ref(py: Python<'_>, id: &[u8]) -> PyResult<ObjectRef> {
     client.add_handle(id, source);
     Ok(ObjectRef::new(&client, id))
 }
+
+/// A ref to the value that this thread is reading: for values that know their own.
+#[pyfunction]
+pub(crate) fn _this_value() -> PyResult<ObjectRef> {
+    match SOURCE.with_borrow(|stack| stack.last().cloned()) {
+        Some((client, HandleSource::Inside(id))) => {
+            client.add_handle(id, HandleSource::Elsewhere);
+            Ok(ObjectRef::new(&client, id))
+        }
+        _ => Err(PyRuntimeError::new_err("no value of the cluster's is being read")),
+    }
+}

@@ -133,7 +133,7 @@ impl Bench {
                 env_vars: Default::default(),
                 strategy: Default::default(),
                 kind: Default::default(),
-                stream: None,
+                ..TaskTemplate::default()
             }));
         }
         bench

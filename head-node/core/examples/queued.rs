@@ -55,7 +55,7 @@ fn main() {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     });
 
     let before = rss();

@@ -129,14 +129,16 @@ impl Head {
         ix: TaskIx,
         node: NodeIx,
         lease: Lease,
+        bundle: Option<u32>,
         results: SmallVec<[TaskResult; 1]>,
         micros: u64,
     ) {
         let Some(task) = self.tasks.get(ix) else { return };
         let spec = task.spec.clone();
         let (attempt, submitted, stamp) = (task.attempt, task.submitted, task.stamp);
-        let booked =
-            self.nodes.get_mut(node).is_some_and(|node| node.ledger.adopt(&spec.template.resources, &lease));
+        let booked = self
+            .books(&spec, node, bundle)
+            .is_some_and(|ledger| ledger.adopt(&spec.template.resources, &lease));
         debug_assert!(booked, "what was given back a moment ago fits");
         let now = self.now;
         if let Some(task) = self.tasks.get_mut(ix) {
@@ -144,6 +146,9 @@ impl Head {
         }
         if let Some(state) = self.nodes.get_mut(node) {
             state.attempts.insert(ix);
+        }
+        if let Some(index) = bundle {
+            self.enter_bundle(ix, index);
         }
         let handle = spec.id.result(0);
         let name = self.nodes.name(node);
@@ -292,6 +297,9 @@ impl Head {
 
     /// A client wants the actor to end.
     pub(crate) fn kill(&mut self, client: cluster_types::ClientId, handle: ObjectId, restart: bool) {
+        if self.groups.get(handle).is_some() {
+            return self.remove_group(client, handle);
+        }
         let Some(actor) = self.actors.get(handle) else { return };
         let Some(ix) = actor.task else { return };
         let who = match self.clients.get(&client) {
@@ -302,7 +310,7 @@ impl Head {
     }
 
     /// Ends an actor wherever it stands. Dead for good unless `restart`.
-    fn end_actor(&mut self, ix: TaskIx, reason: &str, restart: bool, force: bool) {
+    pub(crate) fn end_actor(&mut self, ix: TaskIx, reason: &str, restart: bool, force: bool) {
         let Some(task) = self.tasks.get(ix) else { return };
         let handle = task.spec.id.result(0);
         let (is_placed, is_alive) = (task.node().is_some(), matches!(task.state, TaskState::Alive { .. }));

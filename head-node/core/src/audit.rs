@@ -20,6 +20,7 @@ impl Head {
         self.audit_objects()?;
         self.audit_actors()?;
         self.audit_streams()?;
+        self.audit_groups()?;
         for (id, client) in &self.clients {
             let node = self.nodes.get(client.node).ok_or(format!("client {id} is on a lost node"))?;
             if !node.clients.contains(id) {
@@ -52,14 +53,20 @@ impl Head {
                 return Err(format!("node {} has attempts of no task", node.id));
             }
             let here = || node.attempts.iter().filter_map(|task| self.tasks.get(*task));
-            let leases = here().filter_map(|task| match &task.state {
+            let leases = here().filter(|task| task.bundle.is_none()).filter_map(|task| match &task.state {
                 TaskState::Leased { lease, blocked, .. } => {
                     Some((&task.spec.template.resources, lease, *blocked))
                 }
                 TaskState::Alive { lease, .. } => Some((&task.spec.template.resources, lease, false)),
                 _ => None,
             });
-            node.ledger.audit(leases).map_err(|problem| format!("node {}: {problem}", node.id))?;
+            let bundles = self.groups.iter().flat_map(|(_, group)| &group.bundles).filter_map(|bundle| {
+                let place = bundle.place.as_ref().filter(|place| place.node == ix)?;
+                Some((&bundle.resources, &place.lease, false))
+            });
+            node.ledger
+                .audit(leases.chain(bundles))
+                .map_err(|problem| format!("node {}: {problem}", node.id))?;
             let mut awake: Map<ShapeIx, u32> = Map::default();
             let (mut running, mut blocked_here, mut ahead) = (0, 0, 0);
             for task in here() {
@@ -110,7 +117,7 @@ impl Head {
             if counted != found {
                 return Err(format!("shape {}: counted {counted:?}, found {found:?}", shape.resources));
             }
-            if shape.queued() > 0 && !shape.ready {
+            if shape.queued() > 0 && !shape.ready && shape.strategy.group().is_none() {
                 // Whoever could start one is a candidate: nothing waits beside a node with room.
                 for (node_ix, node) in self.nodes.iter() {
                     let target = matches!(shape.strategy, cluster_types::task::Strategy::Node { .. });
@@ -151,6 +158,11 @@ impl Head {
         for (_, object) in self.objects.iter() {
             for inner in object.more().iter().flat_map(|more| more.contains.iter()) {
                 *by_containers.entry(*inner).or_default() += 1;
+            }
+        }
+        for (object, group) in self.groups.iter() {
+            if group.removed.is_none() {
+                *by_containers.entry(*object).or_default() += 1;
             }
         }
         for (handle, actor) in self.actors.iter() {

@@ -123,6 +123,7 @@ impl Head {
                 }
             }
         }
+        self.end_groups_of(id, &why);
         for at in 0..self.nodes.alive().len() {
             let ix = self.nodes.alive()[at];
             let told = self.nodes.get_mut(ix).is_some_and(|node| node.jobs.remove(&id));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
+use cluster_types::task::Strategy;
 use cluster_types::{
     Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, TaskId, TaskKind, TaskSpec,
 };
@@ -34,6 +35,7 @@ impl Head {
             }
             return;
         }
+        let bundle = current.and_then(|ix| self.tasks.get(ix)).and_then(|task| task.bundle);
         let lease = match current {
             Some(ix) => {
                 if matches!(outcome, Outcome::Ok(_)) {
@@ -43,8 +45,11 @@ impl Head {
             }
             None => None,
         };
-        let inherited =
-            started.is_some_and(|(heir, attempt)| self.inherit(node, heir, attempt, lease.as_ref()));
+        let inherited = started.is_some_and(|(heir, attempt)| {
+            // Out of a bundle nothing is inherited.
+            let lease = lease.as_ref().filter(|_| bundle.is_none());
+            self.inherit(node, heir, attempt, lease)
+        });
         if !inherited {
             self.nodes.mark_dirty(node);
         }
@@ -54,7 +59,7 @@ impl Head {
         let makes_actor = matches!(spec.template.kind, TaskKind::Actor(_));
         let outcome = match outcome {
             Outcome::Ok(results) if makes_actor && results.len() == 1 => {
-                return self.actor_made(ix, node, lease.unwrap_or_default(), results, micros);
+                return self.actor_made(ix, node, lease.unwrap_or_default(), bundle, results, micros);
             }
             // No making: one that lived before dies of it, and its submitter hears of no second end (TASK-1).
             outcome if makes_actor => check_outcome(outcome, &spec, &self.nodes.name(node)),
@@ -106,10 +111,12 @@ impl Head {
         let Some(task) = self.tasks.get(ix) else { return false };
         let spec = task.spec.clone();
         let none = Lease::default();
-        let adopted = self
-            .nodes
-            .get_mut(node)
-            .is_some_and(|node| node.ledger.adopt(&spec.template.resources, lease.unwrap_or(&none)));
+        let in_group = spec.template.strategy.group().is_some();
+        let adopted = !in_group
+            && self
+                .nodes
+                .get_mut(node)
+                .is_some_and(|node| node.ledger.adopt(&spec.template.resources, lease.unwrap_or(&none)));
         if adopted {
             self.set_leased(ix, node, lease.cloned().unwrap_or_default());
             if granted {
@@ -154,6 +161,7 @@ impl Head {
     pub(crate) fn detach(&mut self, ix: TaskIx) -> Option<Lease> {
         let task = self.tasks.get_mut(ix)?;
         let (shape_ix, promoted, spec) = (task.shape, task.promoted, task.spec.clone());
+        let bundle = task.bundle.take();
         match std::mem::replace(&mut task.state, TaskState::Waiting { missing: 0 }) {
             TaskState::Waiting { .. } | TaskState::AtActor => {
                 if let Some(actor) = spec.called_actor() {
@@ -170,9 +178,10 @@ impl Head {
                 }
                 None
             }
+            TaskState::Reserving => None,
             TaskState::Alive { node, lease, .. } => {
+                self.give_back(ix, &spec, node, bundle, &lease, false);
                 if let Some(state) = self.nodes.get_mut(node) {
-                    state.ledger.give(&spec.template.resources, &lease, false);
                     state.attempts.remove(&ix);
                     self.nodes.mark_dirty(node);
                 }
@@ -187,9 +196,8 @@ impl Head {
                 None
             }
             TaskState::Leased { node, lease, blocked, .. } => {
+                let was_over = self.give_back(ix, &spec, node, bundle, &lease, blocked);
                 let Some(state) = self.nodes.get_mut(node) else { return Some(lease) };
-                let was_over = !state.ledger.over().is_zero();
-                state.ledger.give(&spec.template.resources, &lease, blocked);
                 state.attempts.remove(&ix);
                 state.running -= 1;
                 if blocked {
@@ -208,6 +216,27 @@ impl Head {
                 Some(lease)
             }
         }
+    }
+
+    /// Frees a lease in the books it is in. Whether those were over before.
+    fn give_back(
+        &mut self,
+        ix: TaskIx,
+        spec: &TaskSpec,
+        node: NodeIx,
+        bundle: Option<u32>,
+        lease: &Lease,
+        blocked: bool,
+    ) -> bool {
+        let mut was_over = false;
+        if let Some(ledger) = self.books(spec, node, bundle) {
+            was_over = !ledger.over().is_zero();
+            ledger.give(&spec.template.resources, lease, blocked);
+        }
+        if let (Some(index), Some(place)) = (bundle, spec.template.strategy.group()) {
+            self.leave_bundle(ix, index, place.group);
+        }
+        was_over
     }
 
     /// Notes a lease that the ledger has booked already.
@@ -258,7 +287,7 @@ impl Head {
     pub(crate) fn finish(
         &mut self,
         ix: TaskIx,
-        outcome: Outcome,
+        mut outcome: Outcome,
         home: Option<NodeIx>,
         node_name: Option<Arc<str>>,
         micros: u64,
@@ -269,6 +298,12 @@ impl Head {
         {
             // Its submitter was told long ago that it was made.
             return self.bury_actor(ix, failure.clone());
+        }
+        if let Some(task) = self.tasks.get(ix)
+            && matches!(task.spec.template.strategy, Strategy::Group(_))
+        {
+            let spec = task.spec.clone();
+            outcome = self.outcome_in_group(ix, &spec, outcome);
         }
         let Some(task) = self.tasks.remove(ix) else { return };
         if let Some(shape) = self.shapes.get_mut(task.shape) {
@@ -282,7 +317,9 @@ impl Head {
             Outcome::Failed(failure) => Some(failure.message.clone()),
         };
         let death = match &outcome {
-            Outcome::Failed(failure) if matches!(spec.template.kind, TaskKind::Actor(_)) => {
+            Outcome::Failed(failure)
+                if matches!(spec.template.kind, TaskKind::Actor(_) | TaskKind::Group(_)) =>
+            {
                 Some(failure.clone())
             }
             _ => None,
@@ -296,9 +333,15 @@ impl Head {
                 },
             );
         }
-        self.set_results(ix, &spec, outcome, home);
+        let is_group = matches!(spec.template.kind, TaskKind::Group(_));
+        match &outcome {
+            Outcome::Ok(_) if is_group => self.set_group_value(ix, &spec),
+            _ => self.set_results(ix, &spec, outcome, home),
+        }
         self.let_go(&spec);
-        if let Some(cause) = death {
+        if let Some(cause) = death.as_ref().filter(|_| is_group) {
+            self.close_group(&spec, cause.clone());
+        } else if let Some(cause) = death {
             let mut failure =
                 self.death_of(spec.id.result(0), &format!("it could not be made: {}", cause.message));
             if cause.kind == FailureKind::ActorDied {

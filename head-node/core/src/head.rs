@@ -10,6 +10,7 @@ use cluster_types::{
 
 use crate::actors::Actors;
 use crate::event::{Effect, Event, HeadConfig};
+use crate::groups::Groups;
 use crate::nodes::Nodes;
 use crate::objects::Objects;
 use crate::shapes::Shapes;
@@ -53,6 +54,7 @@ pub struct Head {
     pub(crate) objects: Objects,
     pub(crate) tasks: Tasks,
     pub(crate) actors: Actors,
+    pub(crate) groups: Groups,
     /// Those whose calls go on at the next tick.
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
@@ -83,6 +85,7 @@ impl Head {
             objects: Objects::default(),
             tasks,
             actors: Actors::default(),
+            groups: Groups::default(),
             paused_actors: Vec::new(),
             children: Map::default(),
             streams: Streams::default(),

@@ -7,7 +7,7 @@ use cluster_types::{Amount, GpuShare, Lease, Resources};
 use smallvec::SmallVec;
 
 /// One node's books.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     total: Resources,
     /// CPU of attempts that are awake; more than the total while something is over.
@@ -19,6 +19,8 @@ pub(crate) struct Ledger {
     gpus: Vec<Amount>,
     /// Free per custom resource, in the order of `total.custom`.
     custom: SmallVec<[Amount; 1]>,
+    /// Of books of a lease: what that holds.
+    whole: Option<Lease>,
 }
 
 impl Ledger {
@@ -35,7 +37,23 @@ impl Ledger {
             leased_memory: Amount::ZERO,
             gpus,
             custom,
+            whole: None,
         }
+    }
+
+    /// The books of what a lease holds: those GPU indices and no others.
+    pub fn of_lease(total: Resources, lease: &Lease) -> Self {
+        let mut ledger = Self::new(Resources { gpu: Amount::ZERO, ..total.clone() });
+        for share in &lease.gpus {
+            let index = usize::from(share.index);
+            if ledger.gpus.len() <= index {
+                ledger.gpus.resize(index + 1, Amount::ZERO);
+            }
+            ledger.gpus[index] += share.amount;
+        }
+        ledger.total = total;
+        ledger.whole = Some(lease.clone());
+        ledger
     }
 
     pub fn total(&self) -> &Resources {
@@ -153,7 +171,10 @@ impl Ledger {
         &self,
         leases: impl Iterator<Item = (&'a Resources, &'a Lease, bool)>,
     ) -> Result<(), String> {
-        let mut again = Ledger::new(self.total.clone());
+        let mut again = match &self.whole {
+            Some(lease) => Ledger::of_lease(self.total.clone(), lease),
+            None => Ledger::new(self.total.clone()),
+        };
         for (request, lease, blocked) in leases {
             again.book(request, lease);
             if blocked {

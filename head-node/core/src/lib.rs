@@ -9,16 +9,19 @@
 //! - `nodes`, `members`, `clients`: who joined, who is gone (FENCE-1).
 //! - `ledger`: what each node has and what is leased (LEDGER-1).
 //! - `shapes`, `scheduler`, `prefetch`, `promotion`: which task goes where (rules S2, S4, S6).
+//! - `groups`, `places`, `bundles`: placement groups, where they go, and what runs in them.
 //! - `notices`, `queries`: what people are told.
 //! - `audit`: every cross-reference, for tests.
 
 mod actors;
 mod audit;
+mod bundles;
 mod calls;
 mod cancel;
 mod clients;
 mod complete;
 pub mod event;
+mod groups;
 pub mod head;
 mod holds;
 mod ledger;
@@ -26,6 +29,7 @@ mod members;
 mod nodes;
 mod notices;
 mod objects;
+mod places;
 mod prefetch;
 mod promotion;
 mod queries;

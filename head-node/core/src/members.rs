@@ -149,6 +149,7 @@ impl Head {
                 self.finish(task_ix, Outcome::Failed(failure), None, Some(node.hostname.clone()), 0);
             }
         }
+        self.bundles_lost(ix);
         self.fail_tasks_bound_to(node.id, &node.hostname);
         for at in 0..self.shapes.alive().len() {
             let shape = self.shapes.alive()[at];

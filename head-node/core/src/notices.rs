@@ -101,9 +101,10 @@ impl Head {
                 }
             }
         }
+        self.judge_groups();
     }
 
-    fn queued_of(&self, ix: ShapeIx) -> Vec<(TaskIx, u32)> {
+    pub(crate) fn queued_of(&self, ix: ShapeIx) -> Vec<(TaskIx, u32)> {
         let Some(shape) = self.shapes.get(ix) else { return Vec::new() };
         shape
             .promoted
@@ -148,6 +149,15 @@ impl Head {
                 continue;
             }
             let Some(task) = self.tasks.stamped(ix, stamp) else { continue };
+            if matches!(task.state, TaskState::Reserving) {
+                let client = task.spec.id.client;
+                if let Some(text) = self.group_notice(ix)
+                    && let Some(node) = self.clients.get(&client).map(|driver| driver.node)
+                {
+                    self.send(node, HeadToNode::Notice { client, text });
+                }
+                continue;
+            }
             let (job, name, shape_ix) = (task.spec.job, task.spec.template.name.clone(), task.shape);
             let Some(shape) = self.shapes.get(shape_ix).filter(|shape| shape.feasible == 0) else { continue };
             if !matches!(task.state, TaskState::Queued { .. }) {

@@ -1,5 +1,6 @@
 //! Waiting inside tasks (rule S4): CPU given back, what is waited for goes first, and the CPU is booked again.
 
+use cluster_types::task::InGroup;
 use cluster_types::{Attempt, ObjectId, TaskId};
 
 use crate::head::Head;
@@ -11,7 +12,8 @@ impl Head {
     pub(crate) fn blocked(&mut self, node: NodeIx, id: TaskId, attempt: Attempt, on: &[ObjectId]) {
         let Some(ix) = self.tasks.current(id, attempt, node) else { return };
         let Some(task) = self.tasks.get_mut(ix) else { return };
-        let (cpu, shape) = (task.spec.template.resources.cpu, task.shape);
+        let (spec, shape, bundle) = (task.spec.clone(), task.shape, task.bundle);
+        let cpu = spec.template.resources.cpu;
         let TaskState::Leased { blocked, .. } = &mut task.state else {
             // A call lends nothing; what it waits for is promoted all the same.
             return self.promote(on);
@@ -19,9 +21,14 @@ impl Head {
         if !*blocked {
             *blocked = true;
             let mut was_over = false;
+            if let Some(ledger) = self.books(&spec, node, bundle) {
+                was_over = !ledger.over().is_zero();
+                ledger.block(cpu);
+            }
+            if let Some(InGroup { group, .. }) = spec.template.strategy.group() {
+                self.feed_group(group);
+            }
             if let Some(state) = self.nodes.get_mut(node) {
-                was_over = !state.ledger.over().is_zero();
-                state.ledger.block(cpu);
                 state.blocked += 1;
                 state.shape_mut(shape).awake -= 1;
             }
@@ -37,13 +44,15 @@ impl Head {
     pub(crate) fn unblocked(&mut self, node: NodeIx, id: TaskId, attempt: Attempt) {
         let Some(ix) = self.tasks.current(id, attempt, node) else { return };
         let Some(task) = self.tasks.get_mut(ix) else { return };
-        let (cpu, shape_ix) = (task.spec.template.resources.cpu, task.shape);
+        let (spec, shape_ix, bundle) = (task.spec.clone(), task.shape, task.bundle);
         let TaskState::Leased { blocked, .. } = &mut task.state else { return };
         if !std::mem::take(blocked) {
             return;
         }
+        if let Some(ledger) = self.books(&spec, node, bundle) {
+            ledger.unblock(spec.template.resources.cpu);
+        }
         if let Some(state) = self.nodes.get_mut(node) {
-            state.ledger.unblock(cpu);
             state.blocked -= 1;
             if state.blocked == 0 {
                 state.crowd_next = None;
@@ -88,6 +97,7 @@ impl Head {
             | TaskState::Leased { .. }
             | TaskState::AtActor
             | TaskState::HandedOut { .. }
+            | TaskState::Reserving
             | TaskState::Alive { .. } => {}
             TaskState::Queued { .. } => {
                 task.state = TaskState::Waiting { missing: 0 };

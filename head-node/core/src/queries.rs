@@ -24,6 +24,15 @@ impl Head {
             Query::NamedActor { namespace, name } => {
                 Ok(QueryReply::NamedActor(self.named_actor(namespace, name)))
             }
+            Query::Groups { limit } => Ok(QueryReply::Groups(self.group_views(*limit as usize))),
+            Query::Group { group } => {
+                let object: ObjectId = group.trim().parse().map_err(|error| format!("{error}"))?;
+                Ok(QueryReply::Group(self.groups.get(object).map(|group| self.group_view(group))))
+            }
+            Query::NamedGroup { namespace, name } => {
+                let found = self.groups.named(namespace, name);
+                Ok(QueryReply::Group(found.map(|(_, group)| self.group_view(group))))
+            }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
         }
     }
@@ -201,7 +210,10 @@ impl Head {
                 let resources = &task.spec.template.resources;
                 nodes = self.nodes.iter().map(|(_, node)| self.what_node_lacks(node, task)).collect();
                 let shape = self.shapes.get(task.shape)?;
-                if self.nodes.alive().is_empty() {
+                if let Some(place) = shape.strategy.group() {
+                    nodes.clear();
+                    self.why_in_group(place, task.shape)
+                } else if self.nodes.alive().is_empty() {
                     "no node has joined the cluster yet".to_owned()
                 } else if shape.feasible == 0 {
                     format!("it needs {}; it waits for a node to join", self.lacking(resources))
@@ -226,6 +238,10 @@ impl Head {
                     self.nodes.name(*node)
                 )
             }
+            TaskState::Reserving => match self.groups.get(task.spec.id.result(0)) {
+                Some(group) => self.why_group_waits(group),
+                None => "it waits for resources".to_owned(),
+            },
             TaskState::AtActor => {
                 "it waits until its actor is there and has ended the calls before it".to_owned()
             }
@@ -244,7 +260,12 @@ impl Head {
     }
 
     fn why_waiting(&self, task: &Task) -> String {
-        let mut missing = task.spec.needed().filter_map(|id| self.why_argument_is_missing(id));
+        let group = task.spec.template.strategy.group().map(|place| place.group);
+        if let Some(waits) = group.and_then(|group| self.groups.get(group)).filter(|group| !group.is_whole())
+        {
+            return format!("it waits for {}: {}", waits.title(), self.why_group_waits(waits));
+        }
+        let mut missing = task.spec.needed().chain(group).filter_map(|id| self.why_argument_is_missing(id));
         let Some(first) = missing.next() else { return "its arguments are just becoming ready".to_owned() };
         match missing.count() {
             0 => format!("it waits for its argument {first}"),
@@ -307,7 +328,7 @@ fn state_name(task: &Task) -> &'static str {
         TaskState::Queued { .. } => "queued",
         TaskState::Prefetched { .. } => "prefetched",
         TaskState::Leased { .. } | TaskState::HandedOut { .. } => "running",
-        TaskState::AtActor => "queued",
+        TaskState::AtActor | TaskState::Reserving => "queued",
         TaskState::Alive { .. } => "alive",
     }
 }
@@ -326,7 +347,7 @@ fn add(sums: &mut BTreeMap<String, f64>, resources: &Resources) {
     }
 }
 
-fn by_name(resources: &Resources) -> BTreeMap<String, f64> {
+pub(crate) fn by_name(resources: &Resources) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     add(&mut sums, resources);
     sums

@@ -48,7 +48,7 @@ pub(crate) fn can_start(
     promoted
         || (node.ledger.over().is_zero()
             && !keeps_free(node, shapes, ix, resources)
-            && !is_crowded(node, resources, now))
+            && !is_crowded(node, &node.ledger, resources, now))
 }
 
 /// Whether the node is kept free for another shape that wants what this one asks for.
@@ -75,11 +75,11 @@ fn competes(this: &Resources, other: &Resources, ledger: &Ledger) -> bool {
 
 /// Rule S4: unpromoted tasks use CPU that blocked ones gave back only up to twice the cores in executors, then one more
 /// per growing delay. Tasks that ask for nothing are limited the same way, for each takes an executor.
-fn is_crowded(node: &Node, resources: &Resources, now: Time) -> bool {
+pub(crate) fn is_crowded(node: &Node, ledger: &Ledger, resources: &Resources, now: Time) -> bool {
     if resources.is_empty() {
         return node.running >= 4 * node.cores() + 16;
     }
-    if node.blocked == 0 || node.ledger.free_cpu_beyond_lent() >= resources.cpu {
+    if node.blocked == 0 || ledger.free_cpu_beyond_lent() >= resources.cpu {
         return false;
     }
     node.running >= 2 * node.cores() && node.crowd_next.is_none_or(|(next, _)| now < next)
@@ -88,6 +88,8 @@ fn is_crowded(node: &Node, resources: &Resources, now: Time) -> bool {
 impl Head {
     /// Sends tasks where they can run. True: the slice was used up and there may be more (rule S6).
     pub(crate) fn plan(&mut self) -> bool {
+        self.settle_closing();
+        self.plan_groups();
         let mut placed = self.plan_dirty_nodes();
         if !self.shapes.promoted.is_empty() {
             for ix in std::mem::take(&mut self.shapes.promoted) {
@@ -107,7 +109,11 @@ impl Head {
             }
         }
         self.fail_failing();
-        !self.shapes.ready.is_empty() || !self.shapes.promoted.is_empty() || !self.nodes.dirty.is_empty()
+        self.settle_closing();
+        self.groups.has_untried()
+            || !self.shapes.ready.is_empty()
+            || !self.shapes.promoted.is_empty()
+            || !self.nodes.dirty.is_empty()
     }
 
     /// Nodes whose books changed give leases to what waits on them, then start what is queued, promoted tasks first and
@@ -190,6 +196,9 @@ impl Head {
 
     /// Places up to `turn` tasks of one shape, promoted ones only if `promoted_only`. Returns how many.
     fn plan_shape(&mut self, ix: ShapeIx, turn: usize, promoted_only: bool) -> usize {
+        if let Some(place) = self.shapes.get(ix).and_then(|shape| shape.strategy.group()) {
+            return self.plan_in_group(ix, place, turn);
+        }
         let mut placed = 0;
         while placed < turn {
             let Some((task, promoted)) = self.next_queued(ix) else {
@@ -205,14 +214,14 @@ impl Head {
                 // A promoted task that fits nowhere must not keep others of its shape from where only they may go.
                 break;
             };
-            self.assign(task, node, now_on.is_some());
+            self.assign(task, node, now_on.is_some(), None);
             placed += 1;
         }
         placed
     }
 
     /// The next task of the shape, promoted ones first.
-    fn next_queued(&mut self, ix: ShapeIx) -> Option<(TaskIx, bool)> {
+    pub(crate) fn next_queued(&mut self, ix: ShapeIx) -> Option<(TaskIx, bool)> {
         let shape = self.shapes.get_mut(ix)?;
         for promoted in [true, false] {
             let queue = if promoted { &mut shape.promoted } else { &mut shape.queue };
@@ -236,7 +245,7 @@ impl Head {
 
     /// The node with the most bytes of the task's arguments, if it matters. The function does not count: it is cached
     /// everywhere soon, and would draw all work to the driver's node.
-    fn heaviest_node(&self, ix: TaskIx) -> Option<NodeIx> {
+    pub(crate) fn heaviest_node(&self, ix: TaskIx) -> Option<NodeIx> {
         let spec = &self.tasks.get(ix)?.spec;
         if spec.deps.is_empty() && matches!(spec.payload, Payload::Inline(_)) {
             return None;
@@ -333,8 +342,8 @@ impl Head {
         Some(node)
     }
 
-    /// Sends the task to the node: with a lease if it starts `now`, else ahead.
-    fn assign(&mut self, ix: TaskIx, node: NodeIx, starts_now: bool) {
+    /// Sends the task to the node: with a lease, of the node or of a bundle there, if it starts `now`, else ahead.
+    pub(crate) fn assign(&mut self, ix: TaskIx, node: NodeIx, starts_now: bool, bundle: Option<u32>) {
         let Some(task) = self.tasks.get(ix) else { return };
         let spec = task.spec.clone();
         let located = match self.located_for(&spec, node) {
@@ -350,7 +359,7 @@ impl Head {
         self.detach(ix);
         let mut lease = None;
         if starts_now {
-            lease = self.nodes.get_mut(node).and_then(|node| node.ledger.take(&spec.template.resources));
+            lease = self.books(&spec, node, bundle).and_then(|ledger| ledger.take(&spec.template.resources));
             if lease.is_none() {
                 self.enqueue(ix, true);
                 return;
@@ -362,6 +371,9 @@ impl Head {
         match &lease {
             Some(lease) => {
                 self.set_leased(ix, node, lease.clone());
+                if let Some(index) = bundle {
+                    self.enter_bundle(ix, index);
+                }
                 self.note_crowding(node);
                 self.end_reservation_at(node, shape_ix);
             }
@@ -431,6 +443,11 @@ impl Head {
                 self.retire_shape(ix);
             }
         }
+        for ix in self.groups.all_shapes() {
+            if self.shapes.get(ix).is_some_and(|shape| shape.queued() > 0) {
+                self.shapes.make_ready(ix);
+            }
+        }
         for at in 0..self.nodes.alive().len() {
             let node = self.nodes.alive()[at];
             let paused = self.nodes.get(node).and_then(|node| node.crowd_next);
@@ -473,7 +490,7 @@ impl Head {
         self.call_back_from(node, &in_the_way);
     }
 
-    fn retire_shape(&mut self, ix: ShapeIx) {
+    pub(crate) fn retire_shape(&mut self, ix: ShapeIx) {
         if let Some(node) = self.shapes.get(ix).and_then(|shape| shape.reservation) {
             self.end_reservation_at(node, ix);
         }

@@ -177,9 +177,10 @@ impl Shape {
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
     slab: Slab<ShapeIx, Shape>,
-    index: Map<Resources, Vec<(Strategy, ShapeIx)>>,
+    index: Map<Resources, Map<Strategy, ShapeIx>>,
     /// The last template asked for: submissions come in runs.
     last: Option<(Arc<TaskTemplate>, ShapeIx)>,
+    /// Those whose tasks any node may run: not those of placement groups, which only their groups' bundles run.
     alive: Vec<ShapeIx>,
     /// Shapes to plan, in turn.
     pub ready: VecDeque<ShapeIx>,
@@ -203,7 +204,7 @@ impl Shapes {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (ShapeIx, &Shape)> {
-        self.alive.iter().filter_map(|ix| Some((*ix, self.slab.get(*ix)?)))
+        self.slab.iter()
     }
 
     /// The template's shape; the flag says that it is new.
@@ -213,17 +214,14 @@ impl Shapes {
         {
             return (*ix, false);
         }
-        let known = self
-            .index
-            .get(&template.resources)
-            .and_then(|shapes| shapes.iter().find(|(strategy, _)| *strategy == template.strategy));
-        if let Some((_, ix)) = known {
+        let known = self.index.get(&template.resources).and_then(|shapes| shapes.get(&template.strategy));
+        if let Some(ix) = known {
             self.last = Some((template.clone(), *ix));
             return (*ix, false);
         }
         let ix = self.slab.insert(Shape {
             resources: template.resources.clone(),
-            strategy: template.strategy,
+            strategy: template.strategy.clone(),
             queue: Queue::default(),
             promoted: Queue::default(),
             tasks: 0,
@@ -241,9 +239,12 @@ impl Shapes {
             micros: None,
             ready: false,
         });
-        self.index.entry(template.resources.clone()).or_default().push((template.strategy, ix));
+        let strategies = self.index.entry(template.resources.clone()).or_default();
+        strategies.insert(template.strategy.clone(), ix);
         self.last = Some((template.clone(), ix));
-        self.alive.push(ix);
+        if template.strategy.group().is_none() {
+            self.alive.push(ix);
+        }
         (ix, true)
     }
 
@@ -254,7 +255,7 @@ impl Shapes {
         self.ready.retain(|ready| *ready != ix);
         self.promoted.retain(|promoted| *promoted != ix);
         if let Some(shapes) = self.index.get_mut(&shape.resources) {
-            shapes.retain(|(_, at)| *at != ix);
+            shapes.remove(&shape.strategy);
             if shapes.is_empty() {
                 self.index.remove(&shape.resources);
             }

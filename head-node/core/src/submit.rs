@@ -42,8 +42,13 @@ impl Head {
         }
         let (shape_ix, is_new) = self.shapes.of(&spec.template, self.now);
         if is_new {
-            self.count_feasible(shape_ix);
-            self.offer_all_nodes(shape_ix);
+            match spec.template.strategy.group() {
+                Some(place) => self.groups.add_shape(place.group, shape_ix),
+                None => {
+                    self.count_feasible(shape_ix);
+                    self.offer_all_nodes(shape_ix);
+                }
+            }
         }
         if let Some(shape) = self.shapes.get_mut(shape_ix) {
             shape.tasks += 1;
@@ -69,7 +74,8 @@ impl Head {
         }
         self.enter_actor(&spec, task_ix);
         let mut missing = 0;
-        for needed in spec.needed() {
+        let group = spec.template.strategy.group().map(|place| place.group);
+        for needed in spec.needed().chain(group) {
             let Some(object) = self.objects.by_id_mut(needed) else { continue };
             match &object.value {
                 ObjectValue::Unknown | ObjectValue::Pending(_) => {
@@ -122,10 +128,10 @@ impl Head {
         let Some(client) = self.clients.get(&spec.id.client).filter(|client| client.node == node) else {
             return Err("the process that submitted it is not attached to the cluster".to_owned());
         };
-        let detached = matches!(&spec.template.kind, TaskKind::Actor(traits) if traits.detached);
+        let detached = spec.template.kind.is_detached();
         if detached && self.jobs.contains_key(&spec.job) {
             // Its end would end that job.
-            return Err(format!("job {} exists already: a detached actor is a job of its own", spec.job));
+            return Err(format!("job {} exists already: what is detached is a job of its own", spec.job));
         }
         if client.job != spec.job && !detached {
             return Err(format!(
@@ -151,13 +157,13 @@ impl Head {
         }
         check_amounts(&template.resources)?;
         self.check_actor(spec)?;
+        self.check_group(spec)?;
         template.resources.check_request().map_err(|problem| format!("its request for GPUs {problem}"))
     }
 
-    /// A detached actor is a job of its own (rule A6), with what executors knew of its maker's.
+    /// A detached actor, or placement group, is a job of its own (rule A6), with what executors knew of its maker's.
     fn make_detached_job(&mut self, spec: &TaskSpec) {
-        let TaskKind::Actor(traits) = &spec.template.kind else { return };
-        if !traits.detached {
+        if !spec.template.kind.is_detached() {
             return;
         }
         let Some(client) = self.clients.get(&spec.id.client) else { return };
@@ -221,6 +227,10 @@ impl Head {
             task.state = TaskState::AtActor;
             return self.enter_call(actor, ix, true);
         }
+        if matches!(task.spec.template.kind, TaskKind::Group(_)) {
+            return self.enter_group(ix);
+        }
+        let group = task.spec.template.strategy.group();
         let ticket = self.shapes.ticket();
         let (shape_ix, stamp, promoted) = (task.shape, task.stamp, task.promoted);
         task.state = TaskState::Queued { ticket };
@@ -233,6 +243,13 @@ impl Head {
             queue.push_front(ix, ticket);
         } else {
             queue.push_back(ix, ticket);
+        }
+        if let Some(place) = group {
+            self.shapes.make_ready(shape_ix);
+            if let Err(failure) = self.check_place(ix, place) {
+                self.failing.push((ix, stamp, failure));
+            }
+            return;
         }
         let has_where =
             !shape.candidates.is_empty() || !shape.promoted_candidates.is_empty() || !shape.room.is_empty();

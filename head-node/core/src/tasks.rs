@@ -26,6 +26,8 @@ pub(crate) enum TaskState {
     AtActor,
     /// A call that its actor's node has.
     HandedOut { node: NodeIx, since: Time },
+    /// A placement group that lacks leases for its bundles.
+    Reserving,
     /// It made an actor, which lives in its lease.
     Alive { node: NodeIx, since: Time, lease: Lease },
 }
@@ -48,6 +50,8 @@ pub(crate) struct Task {
     pub cancelled: bool,
     /// It was cancelled with its job, and submitted again before its node had answered.
     pub revived: bool,
+    /// The bundle of its placement group in which it has its lease.
+    pub bundle: Option<u32>,
     pub state: TaskState,
 }
 
@@ -162,6 +166,7 @@ impl Tasks {
             promoted: false,
             cancelled: false,
             revived: false,
+            bundle: None,
             state: TaskState::Waiting { missing: 0 },
         });
         self.submitters.entry(id.client).or_default().insert(id.seq, ix);

@@ -219,6 +219,7 @@ pub(super) fn failure_to_wire(failure: &Failure) -> v1::Failure {
         FailureKind::OutOfDisk => Wire::OutOfDisk,
         FailureKind::Internal => Wire::Internal,
         FailureKind::ActorDied => Wire::ActorDied,
+        FailureKind::GroupRemoved => Wire::GroupRemoved,
     };
     v1::Failure {
         kind: kind.into(),
@@ -242,6 +243,7 @@ pub(super) fn failure(reading: &Reading<'_>, wire: v1::Failure) -> Result<Failur
         Wire::OutOfDisk => FailureKind::OutOfDisk,
         Wire::Internal => FailureKind::Internal,
         Wire::ActorDied => FailureKind::ActorDied,
+        Wire::GroupRemoved => FailureKind::GroupRemoved,
         Wire::Unspecified => {
             return Err(WireError::invalid("Failure.kind", format!("is {}, which is unknown", wire.kind)));
         }

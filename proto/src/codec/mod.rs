@@ -3,6 +3,7 @@
 mod client;
 mod common;
 mod node;
+mod placement;
 pub mod query;
 mod task;
 mod template;

@@ -32,6 +32,8 @@ pub fn encode_reply(reply: &Result<QueryReply, String>) -> v1::QueryReply {
         Ok(QueryReply::Why(view)) => Kind::Why(json(view)),
         Ok(QueryReply::Actors(view)) => Kind::Actors(json(view)),
         Ok(QueryReply::NamedActor(view)) => Kind::NamedActor(json(view)),
+        Ok(QueryReply::Groups(view)) => Kind::Groups(json(view)),
+        Ok(QueryReply::Group(view)) => Kind::Group(json(view)),
         Err(reason) => Kind::Error(reason.clone()),
     };
     v1::QueryReply { kind: Some(kind) }
@@ -52,6 +54,8 @@ pub fn decode_reply(wire: v1::QueryReply) -> Result<Result<QueryReply, String>, 
         Kind::Why(json) => from_slice(&json).map(QueryReply::Why),
         Kind::Actors(json) => from_slice(&json).map(QueryReply::Actors),
         Kind::NamedActor(json) => from_slice(&json).map(QueryReply::NamedActor),
+        Kind::Groups(json) => from_slice(&json).map(QueryReply::Groups),
+        Kind::Group(json) => from_slice(&json).map(QueryReply::Group),
     };
     reply.map(Ok).map_err(|error| not_json("QueryReply", &error))
 }

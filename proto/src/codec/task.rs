@@ -5,26 +5,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::ids::{MAX_ITEMS, MAX_RETURNS};
-use cluster_types::task::Strategy;
 use cluster_types::{
-    ActorTraits, JobId, NodeId, Outcome, Payload, Refs, Resources, ResultValue, StreamLimits, TaskId,
-    TaskKind, TaskResult, TaskSpec, TaskTemplate,
+    ActorTraits, JobId, Outcome, Payload, Refs, Resources, ResultValue, StreamLimits, TaskId, TaskKind,
+    TaskResult, TaskSpec, TaskTemplate,
 };
 
-use super::Reading;
 use super::common::{entries, failure, failure_to_wire, inline, limited, objects, objects_to_wire, task_id};
 use super::template::TemplateWriter;
+use super::{Reading, placement};
 use crate::error::Required;
 use crate::limits::MAX_ENTRIES;
 use crate::{WireError, v1};
 
 pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
-    use v1::strategy::Kind;
-    let strategy = match template.strategy {
-        Strategy::Default => Kind::Default(v1::Nothing {}),
-        Strategy::Spread => Kind::Spread(v1::Nothing {}),
-        Strategy::Node { id, soft } => Kind::Node(v1::OnNode { node: id.0, soft }),
-    };
     v1::TaskTemplate {
         name: template.name.to_string(),
         function: Some(template.function.into()),
@@ -33,16 +26,17 @@ pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
         max_retries: template.max_retries,
         retry_exceptions: template.retry_exceptions.clone(),
         env_vars: template.env_vars.clone(),
-        strategy: Some(v1::Strategy { kind: Some(strategy) }),
+        strategy: Some(placement::strategy_to_wire(&template.strategy)),
         kind: Some(kind_to_wire(&template.kind)),
         stream: template
             .stream
             .map(|limits| v1::StreamLimits { max_items: limits.max_items, max_bytes: limits.max_bytes }),
+        variants: template.variants.iter().map(v1::Resources::from).collect(),
+        backoff: placement::backoff_to_wire(template.backoff),
     }
 }
 
 pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate, WireError> {
-    use v1::strategy::Kind;
     if wire.num_returns > MAX_RETURNS {
         let problem = format!("is {}; a task returns at most {MAX_RETURNS} values", wire.num_returns);
         return Err(WireError::Invalid { field: "TaskTemplate.num_returns", problem });
@@ -55,7 +49,6 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
         let problem = format!("is {}; a task that yields items has one result", wire.num_returns);
         return Err(WireError::Invalid { field: "TaskTemplate.num_returns", problem });
     }
-    let strategy = wire.strategy.required("TaskTemplate.strategy")?.kind.required("Strategy.kind")?;
     Ok(TaskTemplate {
         name: wire.name.into(),
         function: wire.function.required("TaskTemplate.function")?.into(),
@@ -68,11 +61,9 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
             .stream
             .map(|limits| StreamLimits { max_items: limits.max_items, max_bytes: limits.max_bytes }),
         env_vars: entries("TaskTemplate.env_vars", wire.env_vars)?,
-        strategy: match strategy {
-            Kind::Default(_) => Strategy::Default,
-            Kind::Spread(_) => Strategy::Spread,
-            Kind::Node(on) => Strategy::Node { id: NodeId(on.node), soft: on.soft },
-        },
+        strategy: placement::strategy(wire.strategy)?,
+        variants: placement::several("TaskTemplate.variants", wire.variants)?,
+        backoff: placement::backoff(wire.backoff),
     })
 }
 
@@ -93,6 +84,7 @@ fn kind_to_wire(kind: &TaskKind) -> v1::task_template::Kind {
         TaskKind::Method { method, group } => {
             Kind::Method(v1::Method { method: method.to_string(), group: group.to_string() })
         }
+        TaskKind::Group(traits) => Kind::Group(placement::group_to_wire(traits)),
     }
 }
 
@@ -114,6 +106,7 @@ fn kind_from_wire(wire: Option<v1::task_template::Kind>) -> Result<TaskKind, Wir
             }))
         }
         Kind::Method(wire) => TaskKind::Method { method: wire.method.into(), group: wire.group.into() },
+        Kind::Group(wire) => TaskKind::Group(Arc::new(placement::group(wire)?)),
     })
 }
 

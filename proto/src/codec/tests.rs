@@ -8,7 +8,9 @@ use cluster_types::node_head::{NodeHello, Retry};
 use cluster_types::query::{
     ActorView, NamedActor, NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView,
 };
-use cluster_types::task::Strategy as Placement;
+use cluster_types::task::{
+    Backoff, GroupStrategy, GroupTraits, InGroup, LabelMatch, LabelRule, LabelSelector, Strategy as Placement,
+};
 use cluster_types::*;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -94,6 +96,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         OutOfDisk,
         Internal,
         ActorDied,
+        GroupRemoved,
     ];
     (prop::sample::select(kinds.to_vec()), text(), bytes(50), option::of(task()))
         .prop_map(|(kind, message, payload, task)| Failure { kind, message: message.into(), payload, task })
@@ -120,19 +123,50 @@ fn kind() -> impl Strategy<Value = TaskKind> {
         traits.prop_map(|traits| TaskKind::Actor(Arc::new(traits))),
         (text(), text())
             .prop_map(|(method, group)| TaskKind::Method { method: method.into(), group: group.into() }),
+        group().prop_map(|traits| TaskKind::Group(Arc::new(traits))),
     ]
+}
+fn group() -> impl Strategy<Value = GroupTraits> {
+    use GroupStrategy::{Pack, Spread, StrictPack, StrictSpread};
+    let strategy = prop::sample::select(vec![Pack, Spread, StrictPack, StrictSpread]);
+    (text(), text(), any::<bool>(), strategy, vec(resources(), 0..3)).prop_map(
+        |(name, namespace, detached, strategy, bundles)| GroupTraits {
+            name,
+            namespace,
+            detached,
+            strategy,
+            bundles,
+        },
+    )
+}
+fn rules() -> impl Strategy<Value = Vec<LabelRule>> {
+    let rule = prop_oneof![
+        vec(text(), 0..3).prop_map(LabelMatch::In),
+        vec(text(), 0..3).prop_map(LabelMatch::NotIn),
+        Just(LabelMatch::Exists),
+        Just(LabelMatch::DoesNotExist),
+    ];
+    vec((text(), rule).prop_map(|(key, rule)| LabelRule { key, rule }), 0..3)
 }
 fn template() -> impl Strategy<Value = TaskTemplate> {
     let strategy = prop_oneof![
         Just(Placement::Default),
         Just(Placement::Spread),
         (node_id(), any::<bool>()).prop_map(|(id, soft)| Placement::Node { id, soft }),
+        (rules(), rules()).prop_map(|(hard, soft)| Placement::Labels(Arc::new(LabelSelector { hard, soft }))),
+        (object(), option::of(any::<u32>()), any::<bool>())
+            .prop_map(|(group, bundle, capture)| Placement::Group(InGroup { group, bundle, capture })),
     ];
     let stream = option::of(
         any::<(u32, u64)>().prop_map(|(max_items, max_bytes)| StreamLimits { max_items, max_bytes }),
     );
-    let kind = (kind(), stream);
-    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), (strategy, kind)).prop_map(
+    let backoff = any::<(u32, u32, u32)>().prop_map(|(first_ms, growth, most_ms)| Backoff {
+        first_ms,
+        growth,
+        most_ms,
+    });
+    let others = (strategy, kind(), vec(resources(), 0..3), backoff, stream);
+    (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), others).prop_map(
         |(
             name,
             function,
@@ -141,7 +175,7 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
             max_retries,
             retry_exceptions,
             env_vars,
-            (strategy, (kind, stream)),
+            (strategy, kind, variants, backoff, stream),
         )| {
             TaskTemplate {
                 name: name.into(),
@@ -154,6 +188,8 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
                 strategy,
                 kind,
                 stream,
+                variants,
+                backoff,
             }
         },
     )

@@ -143,9 +143,9 @@ pub enum ClientToNode {
     },
     /// Cancel the task that makes this object; its results become [`crate::FailureKind::Cancelled`], unless it has ended.
     Cancel(Cancellation),
-    /// End the actor.
+    /// End the actor, or remove the placement group.
     Kill {
-        /// Its handle.
+        /// Its handle, or the group's object.
         actor: ObjectId,
         /// Whether it may be made anew, if it has restarts left.
         restart: bool,

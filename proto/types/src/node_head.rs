@@ -160,11 +160,11 @@ pub enum NodeToHead {
         /// What it asks.
         what: Cancellation,
     },
-    /// A client wants an actor to end.
+    /// A client wants an actor to end, or a placement group to be removed.
     Kill {
         /// Who asks.
         client: ClientId,
-        /// Its handle.
+        /// Its handle, or the group's object.
         actor: ObjectId,
         /// Whether it may be made anew, if it has restarts left.
         restart: bool,

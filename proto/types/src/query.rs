@@ -33,6 +33,23 @@ pub enum Query {
         /// The name.
         name: String,
     },
+    /// Placement groups, newest first.
+    Groups {
+        /// At most this many.
+        limit: u32,
+    },
+    /// One placement group, by its object's id as that prints.
+    Group {
+        /// The id.
+        group: String,
+    },
+    /// The placement group of this name.
+    NamedGroup {
+        /// Where the name counts.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.
@@ -58,6 +75,10 @@ pub enum QueryReply {
     Actors(Vec<ActorView>),
     /// See [`Query::NamedActor`]; `None`: there is none.
     NamedActor(Option<NamedActor>),
+    /// See [`Query::Groups`].
+    Groups(Vec<GroupView>),
+    /// See [`Query::Group`] and [`Query::NamedGroup`]; `None`: there is none.
+    Group(Option<GroupView>),
 }
 
 /// The fill of one node's store, in bytes.
@@ -197,6 +218,44 @@ pub struct NamedActor {
     pub actor: String,
     /// [`crate::ActorTraits::handle`].
     pub handle: Vec<u8>,
+}
+
+/// A placement group, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Its object, `client.seq.index`.
+    pub group: String,
+    /// Its name; empty if it has none.
+    pub name: String,
+    /// Where its name counts.
+    pub namespace: String,
+    /// `PACK`, `SPREAD`, `STRICT_PACK`, `STRICT_SPREAD`.
+    pub strategy: String,
+    /// `pending`, `created`, `rescheduling`, `removed`.
+    pub state: String,
+    /// Its job.
+    pub job: String,
+    /// Whether it outlives the job that made it.
+    pub detached: bool,
+    /// In order.
+    pub bundles: Vec<BundleView>,
+    /// What it waits for, or why it was removed; empty while it is whole.
+    pub reason: String,
+}
+
+/// A bundle, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BundleView {
+    /// What is set aside, by resource name.
+    pub total: BTreeMap<String, f64>,
+    /// What of it is free, by resource name.
+    pub available: BTreeMap<String, f64>,
+    /// Where: the node's id; empty if nowhere yet.
+    pub node: String,
+    /// What people call that node.
+    pub hostname: String,
+    /// Attempts and actors in it.
+    pub running: u32,
 }
 
 /// Why a task is where it is.

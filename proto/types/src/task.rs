@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use crate::{JobId, NodeId, ObjectId, Refs, Resources, TaskId};
 
 /// What all calls of one remote function with the same options share. Interned: a million tasks hold one of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TaskTemplate {
     /// What people see: the function's qualified name, or the `name` option.
     pub name: Arc<str>,
@@ -32,6 +32,22 @@ pub struct TaskTemplate {
     /// It yields items while it runs, each an object of its own ([`TaskId::item`]), and its one result is there when it
     /// has ended.
     pub stream: Option<StreamLimits>,
+    /// Other requests that would do as well as `resources`; it gets whichever is free first.
+    pub variants: Vec<Resources>,
+    /// How long it waits before it is tried again after an exception of its own.
+    pub backoff: Backoff,
+}
+
+/// How long a task that raised waits before its next try: a random part of a time that grows with each try. All zero:
+/// not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backoff {
+    /// The most that the first retry waits, in milliseconds.
+    pub first_ms: u32,
+    /// By how much that grows with each try, in hundredths: 200 doubles it.
+    pub growth: u32,
+    /// Where it stops growing, in milliseconds.
+    pub most_ms: u32,
 }
 
 /// How far a task that yields items may be ahead of who takes them. Zero: as far as it likes.
@@ -64,6 +80,62 @@ pub enum TaskKind {
         /// The concurrency group; empty: the default one.
         group: Arc<str>,
     },
+    /// Resources are set aside, all or none, for tasks and actors that name the group: no code runs. The task ends when
+    /// all are there; its one result, whose value is its payload, names the group from the submission on. The head holds
+    /// that object until the group is removed (by `Kill`, or with its job).
+    Group(Arc<GroupTraits>),
+}
+
+impl TaskKind {
+    /// Whether what it makes outlives the job of its maker.
+    pub fn is_detached(&self) -> bool {
+        match self {
+            TaskKind::Actor(traits) => traits.detached,
+            TaskKind::Group(traits) => traits.detached,
+            TaskKind::Function | TaskKind::Method { .. } => false,
+        }
+    }
+}
+
+/// What a placement group is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GroupTraits {
+    /// Unique among groups of its namespace until it is removed; empty: none.
+    pub name: String,
+    /// Where its name counts.
+    pub namespace: String,
+    /// Lives until it is removed, whoever made it; its job is one of its own then (rule A6).
+    pub detached: bool,
+    /// How its bundles lie on nodes.
+    pub strategy: GroupStrategy,
+    /// What is set aside; each lies on one node.
+    pub bundles: Vec<Resources>,
+}
+
+/// How the bundles of a group lie on nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum GroupStrategy {
+    /// On as few nodes as they fit.
+    #[default]
+    Pack,
+    /// On as many as there are.
+    Spread,
+    /// On one.
+    StrictPack,
+    /// Each on another.
+    StrictSpread,
+}
+
+impl GroupStrategy {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            GroupStrategy::Pack => "PACK",
+            GroupStrategy::Spread => "SPREAD",
+            GroupStrategy::StrictPack => "STRICT_PACK",
+            GroupStrategy::StrictSpread => "STRICT_SPREAD",
+        }
+    }
 }
 
 /// What an actor is, beside what its creating task says.
@@ -95,7 +167,7 @@ impl ActorTraits {
 }
 
 /// Where a task may run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Strategy {
     /// Where its arguments are, then pack, then spread.
     #[default]
@@ -109,6 +181,86 @@ pub enum Strategy {
         /// Whether another will do.
         soft: bool,
     },
+    /// On nodes whose labels match.
+    Labels(Arc<LabelSelector>),
+    /// In what a placement group set aside.
+    Group(InGroup),
+}
+
+impl Strategy {
+    /// The placement group that it names.
+    pub fn group(&self) -> Option<InGroup> {
+        match self {
+            Strategy::Group(place) => Some(*place),
+            _ => None,
+        }
+    }
+}
+
+/// A place in a placement group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InGroup {
+    /// The group: result 0 of the task that made it.
+    pub group: ObjectId,
+    /// Which bundle; `None`: any that has room.
+    pub bundle: Option<u32>,
+    /// What the task submits goes into the group too, unless it says otherwise. Only SDKs read it.
+    pub capture: bool,
+}
+
+/// Which nodes, by their labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LabelSelector {
+    /// All of these must hold.
+    pub hard: Vec<LabelRule>,
+    /// A node where all of these hold too goes before others.
+    pub soft: Vec<LabelRule>,
+}
+
+/// A condition on one label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LabelRule {
+    /// The label's key.
+    pub key: String,
+    /// What must be of its value.
+    pub rule: LabelMatch,
+}
+
+/// What must be of a label's value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LabelMatch {
+    /// It is one of these.
+    In(Vec<String>),
+    /// It is none of these, or there is no such label.
+    NotIn(Vec<String>),
+    /// There is one.
+    Exists,
+    /// There is none.
+    DoesNotExist,
+}
+
+impl LabelRule {
+    /// Whether it holds of these labels.
+    pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        let value = labels.get(&self.key);
+        match &self.rule {
+            LabelMatch::In(values) => value.is_some_and(|value| values.contains(value)),
+            LabelMatch::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            LabelMatch::Exists => value.is_some(),
+            LabelMatch::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl std::fmt::Display for LabelRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.rule {
+            LabelMatch::In(values) => write!(f, "{} in ({})", self.key, values.join(", ")),
+            LabelMatch::NotIn(values) => write!(f, "{} not in ({})", self.key, values.join(", ")),
+            LabelMatch::Exists => write!(f, "{} exists", self.key),
+            LabelMatch::DoesNotExist => write!(f, "no {}", self.key),
+        }
+    }
 }
 
 /// The pickled arguments.
@@ -140,16 +292,23 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// Every object the task holds while it is pending (REF-1): function, payload, arguments, nested refs.
+    /// Every object the task holds while it is pending (REF-1): function, payload, arguments, nested refs, and the
+    /// placement group it names.
     pub fn held(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        let function = match self.template.kind {
+            TaskKind::Group(_) => None,
+            _ => Some(self.template.function),
+        };
         let payload = match self.payload {
             Payload::Stored(id) => Some(id),
             Payload::Inline(_) => None,
         };
-        std::iter::once(self.template.function)
+        function
+            .into_iter()
             .chain(payload)
             .chain(self.deps.iter().copied())
             .chain(self.borrowed.iter().copied())
+            .chain(self.template.strategy.group().map(|place| place.group))
     }
 
     /// Every object whose *value* must be on the node before the task starts: function (not a method's: that is the
@@ -157,7 +316,7 @@ impl TaskSpec {
     pub fn needed(&self) -> impl Iterator<Item = ObjectId> + '_ {
         let function = match self.template.kind {
             TaskKind::Function | TaskKind::Actor(_) => Some(self.template.function),
-            TaskKind::Method { .. } => None,
+            TaskKind::Method { .. } | TaskKind::Group(_) => None,
         };
         let payload = match self.payload {
             Payload::Stored(id) => Some(id),
@@ -238,6 +397,8 @@ pub enum FailureKind {
     OutOfDisk,
     /// The actor that was called is dead; the message says why.
     ActorDied,
+    /// The placement group that it named was removed.
+    GroupRemoved,
     /// A broken promise of ours or of a peer.
     Internal,
 }

@@ -78,7 +78,7 @@ impl World {
             env_vars: BTreeMap::new(),
             strategy: Default::default(),
             kind,
-            stream: None,
+            ..TaskTemplate::default()
         })
     }
 

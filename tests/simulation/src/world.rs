@@ -891,7 +891,7 @@ impl World {
                     env_vars: BTreeMap::new(),
                     strategy: Default::default(),
                     kind: Default::default(),
-                    stream: None,
+                    ..TaskTemplate::default()
                 }));
             }
             self.templates.insert(client, templates);

@@ -94,7 +94,7 @@ fn start() -> (Bench, Arc<TaskTemplate>) {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     };
     (bench, Arc::new(template))
 }

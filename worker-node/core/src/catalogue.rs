@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cluster_types::task::InGroup;
 use cluster_types::{JobId, Map, Resources, TaskTemplate};
 
 /// What executors must have in common to be interchangeable.
@@ -38,7 +39,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
     known: Map<usize, Known>,
-    shapes: Map<Resources, ShapeKey>,
+    /// What is asked for and, of tasks in a placement group, the group and the bundle: no lease leaves its bundle.
+    shapes: Map<(Resources, Option<InGroup>), ShapeKey>,
     pools: Map<PoolTraits, PoolKey>,
     pub(crate) traits: Vec<PoolTraits>,
 }
@@ -57,7 +59,7 @@ impl Catalogue {
         // The entry holds the template, so its address names it as long as the entry lives.
         self.known.entry(key).or_insert_with(|| Known {
             template: template.clone(),
-            shape: *shapes.entry(template.resources.clone()).or_insert(next),
+            shape: *shapes.entry((template.resources.clone(), template.strategy.group())).or_insert(next),
             env_vars: Arc::new(template.env_vars.clone()),
             pool: None,
             micros: 0,

@@ -88,7 +88,7 @@ impl Scene {
             env_vars: Default::default(),
             strategy: Default::default(),
             kind,
-            stream: None,
+            ..TaskTemplate::default()
         };
         let payload = Payload::Inline(Bytes::new());
         Arc::new(TaskSpec {

@@ -446,7 +446,7 @@ fn run(tag: u64, slot: u16) -> NodeToClient {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     };
     let spec = TaskSpec {
         id: TaskId { client: ClientId(1), seq: tag },

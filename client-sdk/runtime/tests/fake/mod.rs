@@ -98,7 +98,7 @@ pub fn template(name: &str) -> Arc<TaskTemplate> {
         env_vars: Default::default(),
         strategy: Default::default(),
         kind: Default::default(),
-        stream: None,
+        ..TaskTemplate::default()
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod actors;
 mod cancel;
+mod groups;
 mod liveness;
 mod random;
 mod scene;

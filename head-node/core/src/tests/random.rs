@@ -158,6 +158,7 @@ impl World {
             kind: Default::default(),
             // One result, sometimes with items beside it.
             stream: (c % 3 == 1).then(StreamLimits::default),
+            ..TaskTemplate::default()
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {
@@ -214,7 +215,7 @@ impl World {
             env_vars: Default::default(),
             strategy: Strategy::Default,
             kind: TaskKind::Actor(Arc::new(traits)),
-            stream: None,
+            ..TaskTemplate::default()
         };
         self.submit_spec(n, b, d, job, template, c);
     }
@@ -231,7 +232,7 @@ impl World {
             env_vars: Default::default(),
             strategy: Strategy::Default,
             kind: TaskKind::Method { method: "method".into(), group: "".into() },
-            stream: None,
+            ..TaskTemplate::default()
         };
         self.submit_spec(n, b, d, JobId(u32::from(client(b).0 as u8 % 2)), template, c);
     }

@@ -172,7 +172,7 @@ impl Scene {
             env_vars: Default::default(),
             strategy: Strategy::Default,
             kind: Default::default(),
-            stream: None,
+            ..TaskTemplate::default()
         };
         if let Some(known) = self.templates.iter().find(|known| ***known == template) {
             return known.clone();

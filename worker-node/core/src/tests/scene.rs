@@ -83,7 +83,7 @@ impl Scene {
             env_vars: Default::default(),
             strategy: Default::default(),
             kind: Default::default(),
-            stream: None,
+            ..TaskTemplate::default()
         });
         Self { node: Node::new(config), now: Time(1_000_000), said: Vec::new(), template }
     }

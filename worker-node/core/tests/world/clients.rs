@@ -152,7 +152,7 @@ impl World {
                 env_vars: BTreeMap::new(),
                 strategy: Default::default(),
                 kind: Default::default(),
-                stream: None,
+                ..TaskTemplate::default()
             }));
         }
         client
