@@ -90,11 +90,11 @@ impl Head {
             || object.copies().any(|copy| self.nodes.is_alive(copy))
     }
 
-    /// A copy too many: one more of what is known, or of nothing.
+    /// A value too many. It is no copy of the first: who knows whether a generator yields the same twice (rule R7). A
+    /// node that has the first has kept that.
     fn spare_item(&mut self, node: NodeIx, id: ObjectId) {
-        match self.objects.by_id(id).map(|object| &object.value) {
-            Some(ObjectValue::Available { .. }) => self.copy_added(node, id),
-            _ => self.to_free.entry(node).or_default().push(id),
+        if !self.objects.by_id(id).is_some_and(|object| object.copies().any(|copy| copy == node)) {
+            self.to_free.entry(node).or_default().push(id);
         }
     }
 

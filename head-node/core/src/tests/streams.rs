@@ -137,6 +137,26 @@ fn an_item_lost_with_its_node_is_made_again_by_the_retry() {
 }
 
 #[test]
+fn what_a_retry_makes_elsewhere_is_no_copy_of_the_first() {
+    let mut scene = Scene::cluster(&[1, 2, 2]);
+    let task = stream(&mut scene, 2);
+    let first = scene.assigned_one();
+    yields(&mut scene, &first, 0, stored(1 << 20));
+    let blocker = scene.submit_as(1, DRIVER, Resources::cpus(2), &[]);
+    scene.ended(&first, failed(FailureKind::ExecutorDied), Retry::Infrastructure, None);
+    let assigned = scene.assigned();
+    let second = assigned.iter().rfind(|assigned| assigned.task == task).expect("it is tried again").clone();
+    yields(&mut scene, &second, 0, stored(77));
+    let sources = match located(&mut scene, 1, task.item(0)) {
+        Some(Located::Stored { size, copies }) => (size, copies.len(), copies[0].0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(sources, (1 << 20, 1, first.node));
+    let freed = scene.freed(second.node.0);
+    assert_eq!(freed.contains(&task.item(0)), second.node != first.node, "{blocker}");
+}
+
+#[test]
 fn an_item_that_the_retry_did_not_make_again_is_lost_when_it_ends() {
     let mut scene = Scene::cluster(&[1, 2]);
     let task = stream(&mut scene, 2);
