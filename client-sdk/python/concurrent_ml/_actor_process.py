@@ -80,7 +80,13 @@ class Actor:
     def method(self, name: str) -> Callable[..., Any]:
         """What a call calls."""
         special = _SPECIAL.get(name)
-        return getattr(self.instance, name) if special is None else special(self.instance)
+        if special is not None:
+            return special(self.instance)
+        found = getattr(self.instance, name)
+        if not callable(found):  # an attribute of the instance hides the method that handles know
+            kind = type(self.instance)
+            found = inspect.getattr_static(kind, name).__get__(self.instance, kind)
+        return found
 
     def let_calls_end(self, client: _native.Client) -> None:
         """No more will come: those that run may end."""

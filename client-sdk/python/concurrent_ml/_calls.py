@@ -13,6 +13,20 @@ Described = tuple[tuple[str, int, bool], ...]
 """A signature that can travel anywhere: of each parameter its name, its kind and whether it has a default."""
 
 
+class Limited:
+    """A function of which an executor runs only so many calls before it ends: what the function leaves behind, in a
+    library or on a GPU, ends with it.
+    """
+
+    def __init__(self, function: Callable[..., Any], calls: int) -> None:
+        self.function = function
+        self.left = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        return self.function(*args, **kwargs)
+
+
 def described(function: Callable[..., Any], *, bound: bool = False) -> Described | None:
     """A function's signature, without its first parameter if it is a method's; `None` where it cannot be known."""
     try:
@@ -62,7 +76,9 @@ def complain(
             inspect.Parameter(
                 name, inspect._ParameterKind(kind), default=None if default else inspect.Parameter.empty
             )
-            for name, kind, default in signature or (("args", 2, False), ("kwargs", 4, False))
+            for name, kind, default in (
+                (("args", 2, False), ("kwargs", 4, False)) if signature is None else signature
+            )
         ]
     )
     try:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _native, _state, _streams, _zygote, exceptions
+from . import _calls, _native, _state, _streams, _zygote, exceptions
 from ._lines import Lines
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class _Loop:
         self.functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self.threads = _Threads()
         self.actor: Actor | None = None
+        self.is_spent = False
 
     def interrupted(self, _number: int, _frame: object) -> None:
         """SIGINT: the daemon has written which task is to stop (rule E3); anything else that sends it is ignored."""
@@ -169,7 +170,7 @@ class _Loop:
             return False
         finally:
             _state.task = None
-        return True
+        return not self.is_spent
 
     def call(self, task: _native.Task) -> Any:
         kind = task.kind
@@ -194,6 +195,7 @@ class _Loop:
                 return run(task, function, args, kwargs)
         finally:
             task.leave()
+            self.is_spent = isinstance(function, _calls.Limited) and function.left <= 0
 
     def make_actor(self, task: _native.Task) -> None:
         from ._actor_process import Actor

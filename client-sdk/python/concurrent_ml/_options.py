@@ -27,6 +27,7 @@ class OtherOptions(TypedDict, total=False):
     num_gpus: float | None
     memory: float | None
     resources: Mapping[str, float] | None
+    max_calls: int
     max_retries: int
     retry_exceptions: bool | Sequence[type[BaseException]]
     name: str | None
@@ -88,6 +89,7 @@ class Options:
     resources: Mapping[str, float] = field(default_factory=dict)
     num_returns: int | str | None = None
     """`None`: one, or as many as there are where the function is a generator's."""
+    max_calls: int = 0
     max_retries: int = 3
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
     name: str | None = None
@@ -250,6 +252,16 @@ def _limit(key: str, value: Any) -> int | None:
     return value
 
 
+def _calls(key: str, value: Any) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key} is {value!r}; it must be a whole number")
+    if value < 0:
+        raise ValueError(f"{key} is {value}; it must be 0 (any number) or more")
+    return value
+
+
 def _retries(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{key} is {value!r}; it must be a whole number")
@@ -362,7 +374,6 @@ def _strategy(key: str, value: Any) -> Any:
 
 
 _NOT_YET = {
-    "max_calls": "an executor runs any number of tasks",
     "accelerator_type": 'ask for a custom resource instead, like resources={"a100": 1}',
 }
 
@@ -372,6 +383,7 @@ _CHECKS = {
     "memory": amount,
     "resources": amounts,
     "num_returns": _returns,
+    "max_calls": _calls,
     "max_retries": _retries,
     "retry_exceptions": _retry_exceptions,
     "name": _name,

@@ -145,6 +145,8 @@ class RemoteFunction(Generic[P, R]):
             function = self._function
             if options.num_returns == "dynamic":
                 function = _streams.Collected(function)
+            if options.max_calls:
+                function = _calls.Limited(function, options.max_calls)
             native = _native.Function(
                 client,
                 client.put_function(function, f"the function {name}"),
@@ -283,11 +285,12 @@ def remote(*args: Any, **options: Any) -> Any:
     """Makes a function or a class remote: `@remote`, or `@remote(num_cpus=2, ...)`.
 
     Options of a function: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources`
-    (`{"name": amount}`), `num_returns` (1), `max_retries` (3; -1 without end; for executors and nodes that are lost),
-    `retry_exceptions` (False, True, or a list of classes: which of the function's own exceptions are retried too),
-    `name`, `runtime_env` (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT", "SPREAD", or one of
-    `PlacementGroupSchedulingStrategy`, `NodeAffinitySchedulingStrategy`, `NodeLabelSchedulingStrategy`), `timeout`
-    (seconds, or "30s": it is cancelled when it has run for so long).
+    (`{"name": amount}`), `num_returns` (1), `max_calls` (0, any number; else an executor ends after so many calls),
+    `max_retries` (3; -1 without end; for executors and nodes that are lost), `retry_exceptions` (False, True, or a list
+    of classes: which of the function's own exceptions are retried too), `name`, `runtime_env`
+    (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT", "SPREAD", or one of `PlacementGroupSchedulingStrategy`,
+    `NodeAffinitySchedulingStrategy`, `NodeLabelSchedulingStrategy`), `timeout` (seconds, or "30s": it is cancelled when
+    it has run for so long).
 
     A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns
     an `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead

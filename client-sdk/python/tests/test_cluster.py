@@ -306,3 +306,52 @@ def test_the_context_tells_of_the_task(cml: Any):
 
     assert cml.get(where.remote()) == ("renamed", {"CPU": 0.5}, 0)
     assert cml.get_runtime_context().get_task_id() is None
+
+
+def test_a_function_without_parameters_takes_none(cml: Any):
+    nothing = cml.remote(lambda: None)
+    for wrong in (lambda: nothing.remote(1), lambda: nothing.remote(x=1)):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_an_executor_ends_after_max_calls_of_a_function(cml: Any):
+    @cml.remote(max_calls=2, num_cpus=0.5)
+    def where() -> int:
+        import os
+
+        return os.getpid()
+
+    pids = cml.get([where.remote() for _ in range(12)])
+    assert all(pids.count(pid) <= 2 for pid in pids)
+
+
+def test_an_attribute_of_the_same_name_does_not_hide_a_method(cml: Any):
+    class Lamp:
+        def lit(self) -> bool:
+            return self.__dict__["lit"]
+
+        def __init__(self) -> None:
+            self.__dict__["lit"] = True
+
+    assert cml.get(cml.remote(Lamp).remote().lit.remote()) is True
+
+
+def test_as_many_calls_run_at_once_as_an_actor_with_coroutines_allows(cml: Any):
+    import asyncio
+
+    @cml.remote
+    class Gate:
+        def __init__(self) -> None:
+            self.waiting = 0
+            self.event = asyncio.Event()
+
+        async def wait_for(self, others: int) -> int:
+            self.waiting += 1
+            if self.waiting == others:
+                self.event.set()
+            await self.event.wait()
+            return self.waiting
+
+    gate = Gate.remote()
+    assert set(cml.get([gate.wait_for.remote(900) for _ in range(900)], timeout=30)) == {900}

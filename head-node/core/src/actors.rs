@@ -314,6 +314,11 @@ impl Head {
         let Some(task) = self.tasks.get(ix) else { return };
         let handle = task.spec.id.result(0);
         let (is_placed, is_alive) = (task.node().is_some(), matches!(task.state, TaskState::Alive { .. }));
+        let is_about_to_live =
+            |actor: &Actor| !(is_alive || actor.made && is_placed) && actor.traits().max_restarts != 0;
+        if restart && self.actors.get(handle).is_some_and(is_about_to_live) {
+            return;
+        }
         if let Some(actor) = self.actors.get_mut(handle)
             && (actor.ending.is_none() || !restart)
         {

@@ -5,15 +5,21 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use cluster_types::{ClientId, HeadToNode, Lease, ObjectId, Outcome, TaskId};
+use cluster_types::{ActorTraits, ClientId, HeadToNode, Lease, ObjectId, Outcome, TaskId};
 
 use crate::head::Head;
 use crate::objects::ObjectValue;
 use crate::slab::TaskIx;
 use crate::tasks::TaskState;
 
-/// Calls that a node has and has not answered, for each actor.
+/// Calls that a node has and has not answered, for each actor, beside those that can run at once.
 const WINDOW: usize = 256;
+
+/// How many calls may be at an actor's node: all that it can run at once among them, for one may wait for another. In
+/// an actor with groups those of one group must not keep out another's.
+fn window(traits: &ActorTraits) -> usize {
+    if traits.groups.is_empty() { WINDOW + traits.max_concurrency as usize } else { usize::MAX }
+}
 
 /// The calls of one actor.
 #[derive(Debug)]
@@ -196,7 +202,7 @@ impl Head {
         let Some((node, _)) = self.home_of(handle) else { return };
         loop {
             let Some(actor) = self.actors.get_mut(handle) else { return };
-            if actor.calls.handed_out >= WINDOW || actor.calls.paused {
+            if actor.calls.handed_out >= window(actor.traits()) || actor.calls.paused {
                 return;
             }
             let Some(ix) = actor.calls.take_next() else { return };

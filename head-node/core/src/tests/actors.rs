@@ -1,5 +1,7 @@
 //! Actors and their calls, as the head sees them.
 
+use std::collections::BTreeMap;
+
 use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
@@ -110,7 +112,24 @@ fn a_call_without_its_argument_holds_up_its_callers_later_ones_only_where_order_
 }
 
 #[test]
-fn at_most_256_calls_are_handed_out() {
+fn at_most_256_calls_more_than_can_run_are_handed_out() {
+    let groups = BTreeMap::from([("io".to_owned(), 1)]);
+    for (traits, most) in [
+        (ActorTraits { max_concurrency: 1, ..Default::default() }, 257),
+        (ActorTraits { max_concurrency: 1000, is_async: true, ..Default::default() }, 1256),
+        (ActorTraits { groups, ..Default::default() }, 1300),
+    ] {
+        let mut scene = Scene::cluster(&[1]);
+        let actor = living(&mut scene, traits);
+        for _ in 0..1300 {
+            call(&mut scene, actor.task, 0, &[]);
+        }
+        assert_eq!(scene.assigned().len(), most);
+    }
+}
+
+#[test]
+fn a_call_that_ends_makes_room_for_the_next() {
     let mut scene = Scene::cluster(&[1]);
     let actor = living(&mut scene, ActorTraits::default());
     for _ in 0..300 {
@@ -259,6 +278,16 @@ fn one_killed_before_it_is_made_never_is() {
     scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: actor.result(0), restart: false });
     let failure = scene.failed_with(1, actor);
     assert!(failure.message.contains("killed by the driver"), "{}", failure.message);
+}
+
+#[test]
+fn one_that_may_start_again_and_is_yet_to_be_made_is_made_all_the_same() {
+    for (max_restarts, is_made) in [(1, true), (0, false)] {
+        let mut scene = Scene::cluster(&[1]);
+        let actor = make(&mut scene, Resources::cpus(8), restarting(max_restarts));
+        scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: actor.result(0), restart: true });
+        assert_eq!(view(&scene).state == "pending", is_made);
+    }
 }
 
 #[test]

@@ -54,6 +54,7 @@ NAMES: dict[str, dict[str, str]] = {
         "LoggingConfig": "ignored: logs are as they are",
         "client": "partly: `ray.client(address).connect()` is `ray.init(address)`",
         "ClientBuilder": "partly: see `client`",
+        "cloudpickle": "yes: cloudpickle itself",
         "java_function": _OTHER_LANGUAGE,
         "java_actor_class": _OTHER_LANGUAGE,
         "cpp_function": _OTHER_LANGUAGE,

@@ -36,6 +36,7 @@ _HARMLESS_IN_ENVIRONMENTS = {"config", "eager_install", "excludes", "_ray_releas
 
 def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
     """The options of a function or a class."""
+    _check(given)
     options: dict[str, Any] = {}
     for key, value in given.items():
         if key in _IGNORED:
@@ -52,8 +53,6 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
                 options["resources"] = {**(options.get("resources") or given.get("resources") or {}), **kind}
         elif key == "resources":
             options.setdefault("resources", value)
-        elif key == "max_calls" and not value:
-            continue
         elif key == "runtime_env":
             options[key] = environment(value)
         elif key in ("max_restarts", "max_task_retries", "max_retries"):
@@ -63,6 +62,47 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
         else:
             options[key] = value
     return options
+
+
+_NONE = type(None)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "max_retries": (int, _NONE),
+    "max_calls": (int, _NONE),
+    "max_restarts": (int, _NONE),
+    "max_task_retries": (int, _NONE),
+    "max_pending_calls": (int, _NONE),
+    "num_returns": (int, str, _NONE),
+    "_metadata": (dict, _NONE),
+}
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Says of common mistakes what Ray says, in its words: programs look for them."""
+    for key, value in given.items():
+        kinds = _TYPES.get(key)
+        if kinds is not None and not isinstance(value, kinds):
+            raise TypeError(f"The type of keyword '{key}' must be {kinds}, but received type {type(value)}")
+        if not isinstance(value, int):
+            continue
+        if key == "max_calls" and value < 0:
+            raise ValueError(f"The keyword '{key}' only accepts None, 0 or a positive integer")
+        if key == "num_returns" and value < 0:
+            raise ValueError(
+                f"The keyword '{key}' only accepts None, a non-negative integer, 'streaming' (for generators), or "
+                "'dynamic'"
+            )
+        if key in ("max_retries", "max_restarts", "max_task_retries") and value < -1:
+            raise ValueError(
+                f"The keyword '{key}' only accepts None, 0, -1 or a positive integer, where -1 represents infinity."
+            )
+    resources = dict(given.get("resources") or {})
+    for key in ("num_cpus", "num_gpus"):
+        resources[key] = given.get(key)
+    for name, amount in resources.items():
+        if isinstance(amount, float) and 0 < amount < 0.0001:
+            raise ValueError(
+                f"The precision of the fractional quantity of resource {name} cannot go beyond 0.0001"
+            )
 
 
 def environment(given: Any, *, for_job: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import json
@@ -18,7 +19,7 @@ from ...._options import ActorOptions, Options
 from ....exceptions import ClusterConnectionError
 from ...ray import _options
 from .._missing import getter
-from . import actor, exceptions, remote_function, runtime_context, runtime_env, util
+from . import actor, cloudpickle, exceptions, remote_function, runtime_context, runtime_env, util
 from ._ids import (
     ActorClassID,
     ActorID,
@@ -43,6 +44,20 @@ WORKER_MODE = 1
 LOCAL_MODE = 2
 
 ObjectID = ObjectRef
+
+
+def _as_future(self: ObjectRef[Any], _internal: bool = False) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(self)
+
+
+def _task_id_of(self: ObjectRef[Any]) -> TaskID:
+    return TaskID(_own_task_id(self) or "")
+
+
+# Refs are this library's own, with what programs use of Ray's.
+_own_task_id = ObjectRef.task_id
+ObjectRef.as_future = _as_future  # type: ignore[attr-defined]
+ObjectRef.task_id = _task_id_of  # type: ignore[method-assign]
 
 _job_environment: dict[str, Any] = {}
 
@@ -307,6 +322,11 @@ def _made(function: Any, options: dict[str, Any]) -> Any:
         raise TypeError(f"{function!r} is remote already; use its .options(...) to change how it runs")
     if inspect.isclass(function):
         return actor.ActorClass(function, ActorOptions().changed(_options.translated(options, of_actor=True)))
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(
+            "'async def' should not be used for remote tasks. You can wrap the async function with "
+            "`asyncio.run(f())`, or make it a method of an actor"
+        )
     if not callable(function):
         raise TypeError(
             f"The @ray.remote decorator must be applied to a function or a class, not a {type(function).__name__}"
@@ -410,6 +430,7 @@ __all__ = [
     "available_resources",
     "cancel",
     "client",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "get",

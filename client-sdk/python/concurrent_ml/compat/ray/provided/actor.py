@@ -9,8 +9,21 @@ from ...._actor import ActorHandle, ActorMethod, exit_actor
 from ...ray import _options
 from .._missing import getter
 from .._names import why_not
+from ._ids import ActorID
 
 __getattr__ = getter("ray.actor")
+
+
+def _remote(self: ActorMethod[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    chosen = self.options(**options) if options else self
+    return chosen.remote(*(args or ()), **(kwargs or {}))
+
+
+# Handles are this library's own, with what programs use of Ray's beside `remote` and `options`.
+ActorMethod._remote = _remote  # type: ignore[attr-defined]
+ActorHandle._actor_id = ActorHandle._ray_actor_id = property(  # type: ignore[assignment,attr-defined]
+    lambda self: ActorID(self._ref._id)
+)
 
 
 class ActorClass(_actor.ActorClass[..., Any]):
