@@ -57,7 +57,7 @@ def _task_id_of(self: ObjectRef[Any]) -> TaskID:
 # Refs are this library's own, with what programs use of Ray's.
 _own_task_id = ObjectRef.task_id
 ObjectRef.as_future = _as_future  # type: ignore[attr-defined]
-ObjectRef.task_id = _task_id_of  # type: ignore[method-assign]
+ObjectRef.task_id = _task_id_of
 
 _job_environment: dict[str, Any] = {}
 

@@ -26,6 +26,10 @@ ActorHandle._actor_id = ActorHandle._ray_actor_id = property(  # type: ignore[as
 )
 
 
+class ActorClassInheritanceException(TypeError):
+    """Ray raises it when a class inherits from a remote class; here it may."""
+
+
 class ActorClass(_actor.ActorClass[..., Any]):
     """A class of actors with Ray's options."""
 
@@ -53,4 +57,11 @@ def method(*args: Any, **options: Any) -> Any:
     return _actor.method(**known)
 
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "method"]
+__all__ = [
+    "ActorClass",
+    "ActorClassInheritanceException",
+    "ActorHandle",
+    "ActorMethod",
+    "exit_actor",
+    "method",
+]

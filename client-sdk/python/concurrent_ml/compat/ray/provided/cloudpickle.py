@@ -1,6 +1,23 @@
 """`ray.cloudpickle`: cloudpickle itself."""
 
-from cloudpickle import *  # noqa: F403
-from cloudpickle import __version__, dump, dumps, load, loads
+from cloudpickle import (
+    CloudPickler,
+    __version__,
+    dump,
+    dumps,
+    load,
+    loads,
+    register_pickle_by_value,
+    unregister_pickle_by_value,
+)
 
-__all__ = ["__version__", "dump", "dumps", "load", "loads"]
+__all__ = [
+    "CloudPickler",
+    "__version__",
+    "dump",
+    "dumps",
+    "load",
+    "loads",
+    "register_pickle_by_value",
+    "unregister_pickle_by_value",
+]

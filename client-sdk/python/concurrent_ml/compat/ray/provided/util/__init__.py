@@ -11,7 +11,8 @@ from typing import Any
 
 from ..... import _api, _serialization, _state
 from ..._missing import getter
-from . import accelerators, annotations, state
+from . import accelerators, actor_pool, annotations, joblib, queue, state
+from .actor_pool import ActorPool
 
 __getattr__ = getter("ray.util")
 
@@ -123,7 +124,9 @@ def enable_periodic_logging() -> None:
 
 
 __all__ = [
+    "ActorPool",
     "accelerators",
+    "actor_pool",
     "annotations",
     "as_completed",
     "deregister_serializer",
@@ -132,9 +135,11 @@ __all__ = [
     "get_current_placement_group",
     "get_node_ip_address",
     "inspect_serializability",
+    "joblib",
     "list_named_actors",
     "log_once",
     "map_unordered",
+    "queue",
     "register_serializer",
     "state",
 ]
