@@ -4,7 +4,7 @@
 | --- | --- |
 | plain | one after the other on the main thread, by the executor's own loop |
 | `max_concurrency` above 1, or groups | on threads, so many at once as each group allows |
-| with coroutines | on one event loop in a thread; sync methods run on it too, and hold it up meanwhile |
+| with coroutines | on an event loop in a thread, each group on its own; sync methods run on it too, and hold it up |
 
 While calls run elsewhere, the main thread takes what comes and hands it out.
 """
@@ -230,31 +230,61 @@ def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
 
 
 class EventLoop:
-    """An event loop in a thread; a semaphore for each group."""
+    """An event loop in a thread for each group, so that a call which blocks its loop holds up its own group only."""
 
     def __init__(self, actor: Actor, reports: Reports, limits: dict[str, int]) -> None:
         self.actor = actor
+        self.limits = limits
         self.reports = reports
-        self.limits = {group: asyncio.Semaphore(limit) for group, limit in limits.items()}
-        self.running: dict[int, asyncio.Task[None]] = {}
-        self.incoming: collections.deque[_native.Task] = collections.deque()
-        self.told = False
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.work, name="actor-event-loop", daemon=True).start()
-
-    def work(self) -> None:
-        _state.loop_thread = threading.get_ident()
-        asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_forever()
-        except SystemExit as leaving:  # raised by a task of the user's own
-            end_process(leaving)
+        self.group_of: dict[int, str] = {}
+        # That of `__init__` and of calls in no group is there from the beginning, the others when they are needed.
+        self.loops = {"": _GroupLoop(self, "")}
 
     def make(self, cls: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         async def made() -> Any:
             return cls(*args, **kwargs)
 
-        return asyncio.run_coroutine_threadsafe(made(), self.loop).result()
+        return asyncio.run_coroutine_threadsafe(made(), self.loops[""].loop).result()
+
+    def start(self, task: _native.Task) -> None:
+        group = task.method[1]
+        if group not in self.limits:
+            group = ""
+        loop = self.loops.get(group)
+        if loop is None:
+            loop = self.loops[group] = _GroupLoop(self, group)
+        if group:
+            self.group_of[task.tag] = group
+        loop.start(task)
+
+    def cancel(self, tag: int) -> None:
+        self.loops[self.group_of.get(tag, "")].cancel(tag)
+
+    def count(self) -> int:
+        return sum(loop.count() for loop in self.loops.values())
+
+
+class _GroupLoop:
+    """The event loop of one group, and how many of its calls may run at once."""
+
+    def __init__(self, whose: EventLoop, group: str) -> None:
+        self.actor = whose.actor
+        self.reports = whose.reports
+        self.group_of = whose.group_of
+        self.limit = asyncio.Semaphore(whose.limits[group])
+        self.running: dict[int, asyncio.Task[None]] = {}
+        self.incoming: collections.deque[_native.Task] = collections.deque()
+        self.told = False
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.work, name=f"actor-event-loop {group}".rstrip(), daemon=True).start()
+
+    def work(self) -> None:
+        _state.loop_threads.add(threading.get_ident())
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        except SystemExit as leaving:  # raised by a task of the user's own
+            end_process(leaving)
 
     def start(self, task: _native.Task) -> None:
         self.incoming.append(task)
@@ -284,9 +314,9 @@ class EventLoop:
         """One call."""
         _state.running.set(task)
         reports = self.reports
-        name, group = task.method
+        name = task.method[0]
         try:
-            async with self.limits.get(group) or self.limits[""]:
+            async with self.limit:
                 args, kwargs = task.arguments()
                 with reports.limit(task):
                     result = self.actor.method(name)(*args, **kwargs)
@@ -307,3 +337,4 @@ class EventLoop:
             reports.ended_by(task, error)
         finally:
             self.running.pop(task.tag, None)
+            self.group_of.pop(task.tag, None)

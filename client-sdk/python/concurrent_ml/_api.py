@@ -37,9 +37,9 @@ def init(
 ) -> None:
     """Connects this program to a cluster.
 
-    `address` is a head's `host:port`; without it the environment's `CLUSTER_ADDRESS` counts; without that too, the
-    program gets a cluster of its own on this machine, which ends with it. `num_cpus` to `object_store_memory` (bytes)
-    describe that one: all the machine has, unless told.
+    `address` is a head's `host:port`, or `unix:DIRECTORY`, the cluster of another program on this machine; without it
+    the environment's `CLUSTER_ADDRESS` counts; without that too, the program gets a cluster of its own on this machine,
+    which ends with it. `num_cpus` to `object_store_memory` (bytes) describe that one: all the machine has, unless told.
 
     >>> import concurrent_ml as cml
     >>> cml.init(num_cpus=2)
@@ -79,7 +79,7 @@ def init(
             except BaseException:
                 embedded.end()
                 raise
-            _state.embedded, _state.address = embedded, None
+            _state.embedded, _state.address = embedded, embedded.address
         else:
             given = [name for name, value in offer.items() if value not in (None, {})]
             if given:
@@ -143,6 +143,8 @@ def _here(directory: Path) -> dict[str, Any]:
 
 
 def _connect(address: str, info: dict[str, Any]) -> _native.Client:
+    if address.startswith("unix:"):
+        return _connect_here(Path(address.removeprefix("unix:")), info)
     directory = _run_dir()
     here = _here(directory)
     if address == "auto":
@@ -166,6 +168,17 @@ def _connect(address: str, info: dict[str, Any]) -> _native.Client:
                 "Copy it from the machine where `cluster up` ran"
             ) from None
         raise error from None
+
+
+def _connect_here(directory: Path, info: dict[str, Any]) -> _native.Client:
+    """Joins the cluster of another program of this machine."""
+    try:
+        socket, token = _here(directory)["node_socket"], (directory / "token").read_text().strip()
+    except (OSError, KeyError):
+        raise ClusterConnectionError(
+            f"there is no cluster at unix:{directory}: the program that it belonged to has ended"
+        ) from None
+    return _native.Client.driver(token, info, socket=socket)
 
 
 def shutdown() -> None:
@@ -203,7 +216,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     Arrays come as read-only views of shared memory: copy one to change it.
     """
     client = _state.client or _state.connected()
-    if _state.loop_thread is not None:
+    if _state.loop_threads:
         _warn_in_loop("get", "await ref")
     try:
         return client.get(refs, timeout)
@@ -217,7 +230,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
 
 def _warn_in_loop(what: str, instead: str) -> None:
     """Waiting in an actor's event loop holds up all its calls, and for ever if one of them is waited for."""
-    if threading.get_ident() == _state.loop_thread:
+    if threading.get_ident() in _state.loop_threads:
         warnings.warn(
             f"{what}() blocks this actor's event loop, and with it all its other calls, until it returns: use "
             f"`{instead}`",
@@ -268,7 +281,7 @@ def wait(
         raise TypeError(f"num_returns is {num_returns!r}; it must be a whole number")
     if num_returns <= 0:
         raise ValueError(f"num_returns is {num_returns}; it must be 1 or more")
-    if _state.loop_thread is not None and timeout != 0:
+    if _state.loop_threads and timeout != 0:
         _warn_in_loop("wait", "await asyncio.wait([asyncio.ensure_future(ref), ...])")
     return (_state.client or _state.connected()).wait(refs, num_returns, timeout, fetch_local)
 

@@ -86,7 +86,7 @@ class Completed(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[ObjectRef[T]])
         if not self._ready:
             if not self._pending:
                 raise StopIteration
-            if _state.loop_thread is not None:
+            if _state.loop_threads:
                 from ._api import _warn_in_loop
 
                 _warn_in_loop("as_completed", "async for ref in as_completed(refs)")

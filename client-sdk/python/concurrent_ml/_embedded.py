@@ -86,6 +86,10 @@ class Embedded:
             raise
         self.socket: str = ready["socket"]
         self.token = ready.get("token") or self.token
+        # For other programs of this user: the directory is closed to everybody else.
+        Path(self.dir, "cluster.json").write_text(json.dumps({"node_socket": self.socket}))
+        Path(self.dir, "token").write_text(self.token)
+        self.address = f"unix:{self.dir}"
 
     def _await_ready(self) -> dict[str, Any]:
         out = self._process.stdout

@@ -18,7 +18,7 @@ client: _native.Client | None = None
 """The connection; `None` before `init` and after `shutdown`."""
 
 address: str | None = None
-"""Where the head of the joined cluster is; `None` for one of this program's own."""
+"""What other programs give to `init` to join the same cluster; `None` before `init`."""
 
 embedded: Embedded | None = None
 """The cluster that this driver started for itself, if it did."""
@@ -41,8 +41,8 @@ running: contextvars.ContextVar[_native.Task | None] = contextvars.ContextVar("r
 actor: Actor | None = None
 """The actor that this process is."""
 
-loop_thread: int | None = None
-"""The thread of an actor's event loop, if this process has one."""
+loop_threads: set[int] = set()
+"""The threads of an actor's event loops, if this process has any."""
 
 bar = False
 """Whether a progress bar stands on the terminal's last line: what is printed begins by wiping it out."""

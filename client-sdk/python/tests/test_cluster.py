@@ -355,3 +355,25 @@ def test_as_many_calls_run_at_once_as_an_actor_with_coroutines_allows(cml: Any):
 
     gate = Gate.remote()
     assert set(cml.get([gate.wait_for.remote(900) for _ in range(900)], timeout=30)) == {900}
+
+
+def test_a_coroutine_that_blocks_holds_up_its_own_group_only(cml: Any):
+    import time
+
+    @cml.remote(concurrency_groups={"slow": 1, "quick": 1})
+    class Mixed:
+        @cml.method(concurrency_group="slow")
+        async def block(self) -> None:
+            time.sleep(1000)
+
+        @cml.method(concurrency_group="quick")
+        def answer(self) -> int:
+            return 1
+
+        async def also(self) -> int:
+            return 2
+
+    mixed = Mixed.remote()
+    mixed.block.remote()
+    assert cml.get([mixed.answer.remote(), mixed.also.remote()], timeout=20) == [1, 2]
+    cml.kill(mixed)

@@ -75,6 +75,15 @@ impl Actors {
         self.known.iter()
     }
 
+    /// It will be no actor's for long: another may take it.
+    fn free_name(&mut self, handle: ObjectId) {
+        let Some(traits) = self.known.get(&handle).map(Actor::traits) else { return };
+        let key = (traits.namespace.clone(), traits.name.clone());
+        if self.names.get(&key) == Some(&handle) {
+            self.names.remove(&key);
+        }
+    }
+
     pub fn named(&self, namespace: &str, name: &str) -> Option<(ObjectId, &Actor)> {
         let handle = *self.names.get(&(namespace.to_owned(), name.to_owned()))?;
         Some((handle, self.known.get(&handle)?))
@@ -259,13 +268,8 @@ impl Head {
         actor.task = None;
         actor.death = Some(failure.clone());
         let waiting = actor.calls.take_all();
-        let (detached, key) = {
-            let traits = actor.traits();
-            (traits.detached, (traits.namespace.clone(), traits.name.clone()))
-        };
-        if self.actors.names.get(&key) == Some(&handle) {
-            self.actors.names.remove(&key);
-        }
+        let detached = actor.traits().detached;
+        self.actors.free_name(handle);
         for call in waiting {
             if let Some(task) = self.tasks.get(call) {
                 self.failing.push((call, task.stamp, failure.clone()));
@@ -323,6 +327,9 @@ impl Head {
             && (actor.ending.is_none() || !restart)
         {
             actor.ending = Some((reason.to_owned(), restart && actor.made));
+        }
+        if !restart {
+            self.actors.free_name(handle);
         }
         if is_alive {
             self.end_living(ix, reason, force);
@@ -404,8 +411,10 @@ impl Head {
         all.truncate(limit);
         let view = |(handle, actor): (&ObjectId, &Actor)| {
             let living = actor.task.is_some_and(|ix| self.is_living(ix));
+            let is_ending = matches!(actor.ending, Some((_, false)));
             let state = match (&actor.death, living, actor.made) {
                 (Some(_), ..) => "dead",
+                _ if is_ending => "ending",
                 (None, true, _) => "alive",
                 (None, false, true) => "restarting",
                 (None, false, false) => "pending",

@@ -8,14 +8,14 @@ import queue
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from .._actor import ActorHandle, kill, method
+from .._actor import ActorHandle, kill
 from .._api import get, wait
 from .._remote import remote
 
 T = TypeVar("T")
 
-_AT_ONCE = 10_000
-"""So many calls may wait for an item, and as many for room; more wait for their turn."""
+_AT_ONCE = 1_000_000
+"""So many calls may wait for an item or for room. Those that wait for an item must not hold up those that bring one."""
 
 
 class Empty(queue.Empty):
@@ -34,15 +34,12 @@ class _QueueActor:
     def qsize(self) -> int:
         return self.queue.qsize()
 
-    # Those that wait for an item must not hold up those that bring one: each in a group of its own.
-    @method(concurrency_group="put")
     async def put(self, item: Any, timeout: float | None) -> None:
         try:
             await asyncio.wait_for(self.queue.put(item), timeout)
         except TimeoutError:
             raise asyncio.QueueFull from None
 
-    @method(concurrency_group="get")
     async def get(self, timeout: float | None) -> Any:
         try:
             return await asyncio.wait_for(self.queue.get(), timeout)
@@ -78,12 +75,9 @@ class Queue(Generic[T]):
     def __init__(self, maxsize: int = 0, actor_options: Mapping[str, Any] | None = None) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             raise TypeError(f"maxsize is {maxsize!r}; it must be a whole number; 0 is no limit")
-        options = dict(actor_options or {})
-        groups = {"put": _AT_ONCE, "get": _AT_ONCE, **(options.pop("concurrency_groups", None) or {})}
+        options = {"max_concurrency": _AT_ONCE, **(actor_options or {})}
         self.maxsize = maxsize
-        self.actor: ActorHandle[Any] | None = (
-            remote(_QueueActor).options(**options, concurrency_groups=groups).remote(maxsize)
-        )
+        self.actor: ActorHandle[Any] | None = remote(_QueueActor).options(**options).remote(maxsize)
 
     def _actor(self) -> ActorHandle[Any]:
         if self.actor is None:

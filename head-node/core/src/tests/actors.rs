@@ -314,7 +314,13 @@ fn a_name_is_taken_until_its_actor_is_dead() {
     assert!(scene.failed_with(1, called).message.contains("is taken"));
     dies(&mut scene, &first, Retry::No);
     assert_eq!(named(&scene), None);
-    living(&mut scene, traits());
+    let third = living(&mut scene, traits());
+    // One that was killed for good answers to it no more, although its process may still be there.
+    scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: third.task.result(0), restart: false });
+    assert_eq!(named(&scene), None);
+    let fourth = living(&mut scene, traits());
+    dies(&mut scene, &third, Retry::No);
+    assert_eq!(named(&scene), Some(fourth.task.result(0).to_string()));
 }
 
 #[test]

@@ -7,9 +7,7 @@ and tests hold both against the code.
 
 from __future__ import annotations
 
-_GENERATORS = "no: generators are not streamed yet; return a list, or put() the items and return their refs"
 _GROUPS = "no: there are no placement groups yet; ask for resources of tasks and actors"
-_LIBRARY = "no: this library is not here yet"
 _DAG = "no: call .remote() and pass the refs on"
 _OTHER_LANGUAGE = "no: Python only"
 
@@ -35,8 +33,8 @@ NAMES: dict[str, dict[str, str]] = {
         "timeline": "partly: tasks as complete events, without their phases",
         "ObjectRef": "yes",
         "ObjectID": "yes",
-        "ObjectRefGenerator": _GENERATORS,
-        "DynamicObjectRefGenerator": _GENERATORS,
+        "ObjectRefGenerator": "yes",
+        "DynamicObjectRefGenerator": "yes",
         "ActorID": "yes",
         "ActorClassID": "yes",
         "FunctionID": "yes",
@@ -137,7 +135,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ActorPool": "yes",
         "actor_pool": "yes",
         "queue": "yes",
-        "multiprocessing": _LIBRARY,
+        "multiprocessing": "yes",
         "joblib": "yes: `register_ray`; options of the backend are this library's",
         "placement_group": _GROUPS,
         "placement_group_table": _GROUPS,
@@ -180,6 +178,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "ray.util.actor_pool": {"ActorPool": "yes"},
     "ray.util.queue": {"Queue": "yes", "Empty": "yes", "Full": "yes"},
+    "ray.util.multiprocessing": {"Pool": "yes", "TimeoutError": "yes", "JoinableQueue": "yes: Python's own"},
     "ray.util.joblib": {"register_ray": "yes"},
     "ray.util.annotations": {"PublicAPI": "yes", "DeveloperAPI": "yes", "Deprecated": "yes"},
     "ray.util.state": {

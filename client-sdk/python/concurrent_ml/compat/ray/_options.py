@@ -25,7 +25,6 @@ _GROUP_OPTIONS = {
 """Options of placement groups, with values that ask for none."""
 
 _NOT_PROVIDED = {
-    "_generator_backpressure_num_objects": "generators are not streamed yet",
     "tensor_transport": "tensors go through shared memory",
     "fallback_strategy": "not yet",
     "label_selector": "not yet",
@@ -53,6 +52,8 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
                 options["resources"] = {**(options.get("resources") or given.get("resources") or {}), **kind}
         elif key == "resources":
             options.setdefault("resources", value)
+        elif key == "_generator_backpressure_num_objects":
+            options["stream_max_items"] = None if value in (None, -1) else value
         elif key == "runtime_env":
             options[key] = environment(value)
         elif key in ("max_restarts", "max_task_retries", "max_retries"):

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from .... import _actor, _api, _remote, _state
-from ...._native import ObjectRef
+from ...._native import ObjectRef, ObjectRefGenerator
 from ...._options import ActorOptions, Options
+from ...._streams import DynamicObjectRefGenerator
 from ....exceptions import ClusterConnectionError
 from ...ray import _options
 from .._missing import getter
@@ -90,8 +91,8 @@ class Context(Mapping[str, Any]):
         self.python_version = ".".join(str(part) for part in sys.version_info[:3])
         self.address_info = {
             "node_id": _state.connected().node_id,
-            "address": _state.address or "local",
-            "gcs_address": _state.address or "local",
+            "address": _state.address,
+            "gcs_address": _state.address,
             "node_ip_address": util.get_node_ip_address(),
             "webui_url": None,
             "session_dir": _state.embedded.dir if _state.embedded is not None else None,
@@ -352,7 +353,10 @@ def get_actor(name: str, namespace: str | None = None) -> _actor.ActorHandle[Any
     """The actor of this name."""
     if namespace is not None and not namespace:
         raise ValueError('"" is no namespace: leave it out for the namespace of this program')
-    return _actor.get_actor(name, namespace)
+    try:
+        return _actor.get_actor(name, namespace)
+    except ValueError as error:
+        raise ValueError(f"Failed to look up actor with name {name!r}: {error}") from None
 
 
 # ---- the cluster ----
@@ -414,6 +418,7 @@ __all__ = [
     "ActorClassID",
     "ActorID",
     "ClientBuilder",
+    "DynamicObjectRefGenerator",
     "FunctionID",
     "JobID",
     "Language",
@@ -421,6 +426,7 @@ __all__ = [
     "NodeID",
     "ObjectID",
     "ObjectRef",
+    "ObjectRefGenerator",
     "PlacementGroupID",
     "TaskID",
     "UniqueID",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from .... import _api, _context, _state
@@ -87,8 +86,8 @@ class RuntimeContext(_context.RuntimeContext):
 
     @property
     def gcs_address(self) -> str:
-        """Where the head is; the machine's name, for a cluster inside this program."""
-        return _state.address or socket.gethostname()
+        """What joins the same cluster."""
+        return _state.address or ""
 
     def get_session_name(self) -> str:
         """A name for this run of the program's job."""
@@ -105,6 +104,7 @@ _context_of_ray = RuntimeContext()
 
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs."""
+    _state.connected()
     return _context_of_ray
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..... import _api, _serialization, _state
 from ..._missing import getter
-from . import accelerators, actor_pool, annotations, joblib, queue, state
+from . import accelerators, actor_pool, annotations, joblib, multiprocessing, queue, state
 from .actor_pool import ActorPool
 
 __getattr__ = getter("ray.util")
@@ -21,7 +21,9 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     """The names of living actors: of this namespace, or of all as dicts with `name` and `namespace`."""
     client = _state.connected()
     named = [
-        actor for actor in json.loads(client.query("actors")) if actor["name"] and actor["state"] != "dead"
+        actor
+        for actor in json.loads(client.query("actors"))
+        if actor["name"] and actor["state"] not in ("dead", "ending")
     ]
     if all_namespaces:
         return [{"name": actor["name"], "namespace": actor["namespace"]} for actor in named]
@@ -139,6 +141,7 @@ __all__ = [
     "list_named_actors",
     "log_once",
     "map_unordered",
+    "multiprocessing",
     "queue",
     "register_serializer",
     "state",

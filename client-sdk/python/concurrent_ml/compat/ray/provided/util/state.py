@@ -25,7 +25,7 @@ _TASK_STATES = {
     "failed": "FAILED",
     "cancelled": "FAILED",
 }
-_ACTOR_STATES = {"pending": "PENDING_CREATION"}
+_ACTOR_STATES = {"pending": "PENDING_CREATION", "ending": "DEAD"}
 _FAILURES = {"cancelled": "TASK_CANCELLED"}
 
 
