@@ -380,6 +380,16 @@ class ActorClass(Generic[P, T]):
                 f"or a plain instance here with {name}.__wrapped__(...)"
             )
 
+    def __getattr__(self, name: str) -> Any:
+        """What the plain class has: constants, static and class methods."""
+        cls = self.__dict__.get("_class")
+        if cls is None or name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return getattr(cls, name)
+        except AttributeError:
+            raise AttributeError(f"the remote class {cls.__name__} has no attribute {name!r}") from None
+
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type[T]]:
         """A class may inherit from this one: from the plain class, then."""
         return (self._class,)

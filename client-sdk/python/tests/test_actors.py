@@ -52,6 +52,21 @@ def test_a_remote_class_keeps_its_name_and_its_plain_class():
     assert made.__wrapped__(3).add() == 4
 
 
+def test_what_the_plain_class_has_the_remote_class_has_too():
+    class Lamp:
+        COLOURS = ("red", "green")
+
+        @staticmethod
+        def watts() -> int:
+            return 40
+
+    lamp = cml.remote(Lamp)
+    assert (lamp.COLOURS, lamp.watts()) == (("red", "green"), 40)
+    with pytest.raises(AttributeError, match="the remote class Lamp has no attribute 'volts'"):
+        lamp.volts  # noqa: B018
+    assert copy.copy(lamp).COLOURS == Lamp.COLOURS
+
+
 def test_calling_the_class_says_what_to_write():
     with pytest.raises(TypeError, match=r"Counter\.remote\(\.\.\.\)"):
         cml.remote(Counter)(1)  # type: ignore[operator]

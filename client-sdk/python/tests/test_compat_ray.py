@@ -123,13 +123,27 @@ def test_options_that_are_known_or_harmless_are_taken(ray, options):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"placement_group": "any"}, "placement_group"),
+        ({"fallback_strategy": [{"label_selector": {}}]}, "fallback_strategy"),
         ({"runtime_env": {"pip": ["requests"]}}, "pip"),
     ],
 )
 def test_options_that_are_not_provided_are_named(ray, options, named):
     with pytest.raises(ValueError, match=named):
         ray.remote(**options)(lambda: None)
+
+
+def test_a_label_selector_is_a_strategy(ray):
+    options = ray.remote(label_selector={"zone": "west", "kind": "!in(a, b)"})(lambda: None)._options
+    rules = options.scheduling_strategy.hard
+    assert {key: (type(rule).__name__, list(rule.values)) for key, rule in rules.items()} == {
+        "zone": ("In", ["west"]),
+        "kind": ("NotIn", ["a", "b"]),
+    }
+
+
+def test_a_function_may_have_the_name_of_its_module(ray):
+    module = importlib.import_module("ray.util.placement_group")
+    assert ray.util.placement_group is module.placement_group
 
 
 def test_an_accelerator_is_a_resource_of_its_name(ray):

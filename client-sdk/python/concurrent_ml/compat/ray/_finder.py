@@ -10,6 +10,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import sys
 import types
 from collections.abc import Sequence
 
@@ -46,7 +47,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         """It has run already; but importing it again put another spec into it."""
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state
+        spec, module.__spec__ = module.__spec__, module.__spec__.loader_state
+        # What it imported of its own package is known by its second name too. Else a later import would set it as an
+        # attribute of the package, where a function may have taken its name (`ray.util.placement_group`).
+        own, known_as = module.__name__ + ".", spec.name + "."
+        for name in [name for name in sys.modules if name.startswith(own)]:
+            found = sys.modules.setdefault(known_as + name[len(own) :], sys.modules[name])
+            if not hasattr(found, "__path__"):
+                found.__path__ = []  # so that Python asks this finder for what `from ... import` does not find in it
 
 
 def _find(own: str, known_as: str) -> importlib.machinery.ModuleSpec:

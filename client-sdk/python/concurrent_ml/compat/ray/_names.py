@@ -7,7 +7,6 @@ and tests hold both against the code.
 
 from __future__ import annotations
 
-_GROUPS = "no: there are no placement groups yet; ask for resources of tasks and actors"
 _DAG = "no: call .remote() and pass the refs on"
 _OTHER_LANGUAGE = "no: Python only"
 
@@ -137,12 +136,12 @@ NAMES: dict[str, dict[str, str]] = {
         "queue": "yes",
         "multiprocessing": "yes",
         "joblib": "yes: `register_ray`; options of the backend are this library's",
-        "placement_group": _GROUPS,
-        "placement_group_table": _GROUPS,
-        "remove_placement_group": _GROUPS,
-        "get_placement_group": _GROUPS,
-        "get_current_placement_group": "partly: None: there are no placement groups yet",
-        "scheduling_strategies": _GROUPS,
+        "placement_group": "partly: without `bundle_label_selector`",
+        "placement_group_table": "yes",
+        "remove_placement_group": "yes",
+        "get_placement_group": "yes",
+        "get_current_placement_group": "yes",
+        "scheduling_strategies": "yes",
         "list_named_actors": "yes",
         "get_node_ip_address": "yes",
         "as_completed": "yes",
@@ -180,6 +179,23 @@ NAMES: dict[str, dict[str, str]] = {
     "ray.util.queue": {"Queue": "yes", "Empty": "yes", "Full": "yes"},
     "ray.util.multiprocessing": {"Pool": "yes", "TimeoutError": "yes", "JoinableQueue": "yes: Python's own"},
     "ray.util.joblib": {"register_ray": "yes"},
+    "ray.util.placement_group": {
+        "PlacementGroup": "yes",
+        "placement_group": "partly: without `bundle_label_selector`",
+        "placement_group_table": "yes",
+        "remove_placement_group": "yes",
+        "get_placement_group": "yes",
+        "get_current_placement_group": "yes",
+    },
+    "ray.util.scheduling_strategies": {
+        "PlacementGroupSchedulingStrategy": "yes",
+        "NodeAffinitySchedulingStrategy": "yes",
+        "NodeLabelSchedulingStrategy": "yes",
+        "In": "yes",
+        "NotIn": "yes",
+        "Exists": "yes",
+        "DoesNotExist": "yes",
+    },
     "ray.util.annotations": {"PublicAPI": "yes", "DeveloperAPI": "yes", "Deprecated": "yes"},
     "ray.util.state": {
         "list_tasks": "yes",
@@ -188,7 +204,7 @@ NAMES: dict[str, dict[str, str]] = {
         "list_objects": "yes",
         "list_jobs": "partly: those with tasks or actors in the tables",
         "list_workers": "no: not yet; list_nodes() counts them",
-        "list_placement_groups": _GROUPS,
+        "list_placement_groups": "yes",
         "list_runtime_envs": "no: not yet",
         "list_logs": "no: logs of tasks come to their driver",
         "list_cluster_events": "no: not yet",
@@ -198,7 +214,7 @@ NAMES: dict[str, dict[str, str]] = {
         "get_objects": "yes",
         "get_job": "partly: see list_jobs",
         "get_worker": "no: not yet",
-        "get_placement_group": _GROUPS,
+        "get_placement_group": "yes",
         "get_log": "no: logs of tasks come to their driver",
         "summarize_tasks": "yes",
         "summarize_actors": "yes",

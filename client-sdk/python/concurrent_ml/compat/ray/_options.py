@@ -6,6 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..._strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
+
 _IGNORED = {
     "_metadata": "it is for Ray's own tools",
     "_labels": "it is for Ray's own tools",
@@ -17,17 +26,15 @@ _IGNORED = {
 }
 """Options without effect here, and why none is needed."""
 
-_GROUP_OPTIONS = {
-    "placement_group": ("default", None),
-    "placement_group_bundle_index": (-1, None),
-    "placement_group_capture_child_tasks": (None, False),
-}
-"""Options of placement groups, with values that ask for none."""
+_GROUP_OPTIONS = (
+    "placement_group",
+    "placement_group_bundle_index",
+    "placement_group_capture_child_tasks",
+)
 
 _NOT_PROVIDED = {
     "tensor_transport": "tensors go through shared memory",
     "fallback_strategy": "not yet",
-    "label_selector": "not yet",
 }
 
 _HARMLESS_IN_ENVIRONMENTS = {"config", "eager_install", "excludes", "_ray_release", "_ray_commit"}
@@ -41,8 +48,10 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
         if key in _IGNORED:
             continue
         if key in _GROUP_OPTIONS:
-            if value not in _GROUP_OPTIONS[key]:
-                raise ValueError(f"the option {key!r} is not provided: there are no placement groups yet")
+            continue
+        if key == "label_selector":
+            if value:
+                options["scheduling_strategy"] = _labels(value)
         elif key in _NOT_PROVIDED:
             if value not in (None, {}, [], -1):
                 raise ValueError(f"the option {key!r} is not provided: {_NOT_PROVIDED[key]}")
@@ -62,7 +71,25 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
             options[key] = value or False
         else:
             options[key] = value
+    group = given.get("placement_group", "default")
+    if group not in ("default", None):
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+            group,
+            given.get("placement_group_bundle_index", -1),
+            given.get("placement_group_capture_child_tasks"),
+        )
     return options
+
+
+def _labels(selector: Mapping[str, str]) -> NodeLabelSchedulingStrategy:
+    """`{"zone": "west", "kind": "!in(a, b)"}` as rules."""
+    rules: dict[str, In | NotIn | Exists | DoesNotExist] = {}
+    for key, wanted in selector.items():
+        negated, text = wanted.startswith("!"), wanted.removeprefix("!")
+        several = text.startswith("in(") and text.endswith(")")
+        values = [value.strip() for value in text[3:-1].split(",")] if several else [text]
+        rules[key] = NotIn(*values) if negated else In(*values)
+    return NodeLabelSchedulingStrategy(hard=rules)
 
 
 _NONE = type(None)

@@ -51,8 +51,9 @@ def _as_future(self: ObjectRef[Any], _internal: bool = False) -> asyncio.Future[
     return asyncio.ensure_future(self)
 
 
-def _task_id_of(self: ObjectRef[Any]) -> TaskID:
-    return TaskID(_own_task_id(self) or "")
+def _task_id_of(self: ObjectRef[Any]) -> TaskID | None:
+    found = _own_task_id(self)
+    return None if found is None else TaskID(found)
 
 
 # Refs are this library's own, with what programs use of Ray's.

@@ -37,6 +37,13 @@ class ActorClass(_actor.ActorClass[..., Any]):
         """The same class with other options."""
         return type(self)(self._class, self._options.changed(_options.translated(options, of_actor=True)))
 
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Actors are made by `.remote()`."""
+        name = self.__name__
+        raise TypeError(
+            f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'"
+        )
+
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> ActorHandle[Any]:
         chosen = self.options(**options) if options else self
         return chosen.remote(*(args or ()), **(kwargs or {}))

@@ -19,6 +19,13 @@ class RemoteFunction(_remote.RemoteFunction[..., Any]):
         """The same function with other options."""
         return type(self)(self._function, self._options.changed(_options.translated(options, of_actor=False)))
 
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Tasks are made by `.remote()`."""
+        name = self.__name__
+        raise TypeError(
+            f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'"
+        )
+
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         chosen = self.options(**options) if options else self
         return chosen.remote(*(args or ()), **(kwargs or {}))

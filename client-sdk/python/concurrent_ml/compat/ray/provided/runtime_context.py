@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .... import _api, _context, _state
+from .... import _api, _context, _groups, _state
 from .._missing import getter
 from ._ids import ActorID, JobID, NodeID, TaskID
 from .runtime_env import RuntimeEnv
@@ -61,7 +61,8 @@ class RuntimeContext(_context.RuntimeContext):
 
     def get_placement_group_id(self) -> str | None:
         """The placement group that this code runs in."""
-        return None
+        group = _groups.get_current_placement_group()
+        return None if group is None else group.id
 
     @property
     def current_placement_group_id(self) -> str | None:
@@ -71,7 +72,8 @@ class RuntimeContext(_context.RuntimeContext):
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
         """Whether what this code submits belongs to its placement group."""
-        return False
+        task = _state.actor.task if _state.actor is not None else _state.current_task()
+        return task is not None and task.group is not None and task.group[2]
 
     def get_runtime_env_string(self) -> str:
         """The environment given to `init`, as JSON."""

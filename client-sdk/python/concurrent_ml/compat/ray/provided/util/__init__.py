@@ -11,8 +11,24 @@ from typing import Any
 
 from ..... import _api, _serialization, _state
 from ..._missing import getter
-from . import accelerators, actor_pool, annotations, joblib, multiprocessing, queue, state
+from . import (
+    accelerators,
+    actor_pool,
+    annotations,
+    joblib,
+    multiprocessing,
+    queue,
+    scheduling_strategies,
+    state,
+)
 from .actor_pool import ActorPool
+from .placement_group import (
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 __getattr__ = getter("ray.util")
 
@@ -92,11 +108,6 @@ def deregister_serializer(cls: type[Any]) -> None:
     copyreg.dispatch_table.pop(cls, None)
 
 
-def get_current_placement_group() -> None:
-    """The placement group that this code runs in."""
-    return
-
-
 _logged: dict[str, float] = {}
 _log_again: float | None = None
 _log_at_all = True
@@ -136,13 +147,18 @@ __all__ = [
     "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "joblib",
     "list_named_actors",
     "log_once",
     "map_unordered",
     "multiprocessing",
+    "placement_group",
+    "placement_group_table",
     "queue",
     "register_serializer",
+    "remove_placement_group",
+    "scheduling_strategies",
     "state",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..... import _state
+from ....._groups import placement_group_table
 from ....._native import ObjectRef
 from ..._missing import getter
 
@@ -130,6 +131,19 @@ def _objects() -> list[State]:
     ]
 
 
+def _groups() -> list[State]:
+    return [
+        State(
+            placement_group_id=row["placement_group_id"],
+            name=row["name"],
+            state=row["state"],
+            strategy=row["strategy"],
+            bundles=list(row["bundles"].values()),
+        )
+        for row in placement_group_table().values()
+    ]
+
+
 def _jobs() -> list[State]:
     names = dict.fromkeys(row["job"] for row in [*_table("tasks"), *_table("actors")])
     return [State(job_id=name, type="DRIVER", status="RUNNING") for name in names]
@@ -162,6 +176,18 @@ def list_objects(
 def list_jobs(address: str | None = None, filters: Filters = None, limit: int = 100, **_ignored: Any) -> Any:
     """Jobs that have tasks or actors in the tables."""
     return _chosen(_jobs(), filters, limit)
+
+
+def list_placement_groups(
+    address: str | None = None, filters: Filters = None, limit: int = 100, **_ignored: Any
+) -> Any:
+    """Placement groups."""
+    return _chosen(_groups(), filters, limit)
+
+
+def get_placement_group(id: Any, **_ignored: Any) -> Any:  # noqa: A002
+    """One placement group."""
+    return _one(_groups(), "placement_group_id", id)
 
 
 def get_task(id: Any, **_ignored: Any) -> Any:  # noqa: A002 - Ray's name
