@@ -216,6 +216,17 @@ def test_map_with_a_timeout(executor: Executor):
         concurrent_ml.cancel(ref)
 
 
+def test_closing_the_results_cancels_what_has_not_started(cml: Any):
+    with Executor(num_cpus=0.5) as executor:
+        results = executor.map(nap, [0, *[0.2] * 5000])
+        assert next(results) == 0
+        results.close()  # type: ignore[attr-defined]
+        assert list(results) == []
+        begun = time.monotonic()
+        assert executor.submit(square, 3).result(20) == 9, "what was queued before it is gone"
+        assert time.monotonic() - begun < 20
+
+
 def test_map_with_a_buffersize_reads_ahead_no_further(executor: Executor):
     read = []
 

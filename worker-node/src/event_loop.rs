@@ -80,6 +80,8 @@ pub(crate) struct Daemon {
     unflushed: Vec<ClientId>,
     origin: Instant,
     wake_at: Option<Time>,
+    /// Executors that were interrupted, and in which task, until they have taken notice.
+    interrupted: Vec<(u32, u64)>,
     /// The head's planning was cut short (rule S6): it goes on after the I/O that is due.
     head_again: bool,
     signals: Rc<Signals>,
@@ -116,6 +118,7 @@ impl Handle {
             unflushed: Vec::new(),
             origin: Instant::now(),
             wake_at: None,
+            interrupted: Vec::new(),
             head_again: false,
             signals: signals.clone(),
         };
@@ -206,11 +209,23 @@ impl Daemon {
     fn tick(&mut self) {
         self.wake_at = None;
         self.head_again = false;
+        self.interrupt_again();
         self.push(Event::Tick);
         if matches!(self.head, HeadSide::Embedded { .. }) {
             self.push_head(head_core::event::Event::Tick);
         }
         self.pump();
+    }
+
+    /// A signal that arrives between the executor's last look and its system call ends neither.
+    fn interrupt_again(&mut self) {
+        self.interrupted.retain(|&(executor, tag)| {
+            let open = self.executors.cancel_is_open(executor, tag);
+            if open {
+                self.supervisor.interrupt(executor);
+            }
+            open
+        });
     }
 
     /// Steps the cores until nothing is pending, and does what they want done.
@@ -286,6 +301,7 @@ impl Daemon {
             Effect::Interrupt { executor, tag } => {
                 self.executors.request_cancel(executor, tag);
                 self.supervisor.interrupt(executor);
+                self.interrupted.push((executor, tag));
             }
             Effect::Revoke { executor, slot, tag } => {
                 let won = self.executors.revoke(executor, slot, tag);

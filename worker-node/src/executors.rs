@@ -65,6 +65,14 @@ impl Executors {
         }
     }
 
+    /// Whether its code runs on as if nobody had asked.
+    pub(crate) fn cancel_is_open(&self, executor: u32, tag: u64) -> bool {
+        match (self.known.get(&executor), Tag::new(tag)) {
+            (Some(known), Some(tag)) => known.page.cancel_is_open(tag),
+            _ => false,
+        }
+    }
+
     /// Binds the client to its process.
     pub(crate) fn attach(&mut self, executor: u32, client: ClientId) -> Result<(), String> {
         match self.known.get_mut(&executor) {

@@ -149,6 +149,12 @@ impl SlotPage {
         self.cancel.store(tag.get(), Ordering::SeqCst);
     }
 
+    /// Daemon: whether user code of this attempt runs on and nobody has taken the request. A signal that comes just
+    /// before a system call does not end it: it has to be sent again.
+    pub fn cancel_is_open(&self, tag: Tag) -> bool {
+        self.cancel.load(Ordering::SeqCst) == tag.get() && self.current() == Some(tag)
+    }
+
     /// Executor, in its signal handler: true, once for each request, if the attempt to cancel is the one whose user
     /// code runs now. A request that came too late is left alone: its tag never runs again.
     pub fn take_cancel(&self) -> bool {
@@ -214,8 +220,11 @@ mod tests {
         assert!(!page.take_cancel(), "nothing runs");
         page.enter(tag(6));
         assert!(!page.take_cancel(), "another runs");
+        assert!(!page.cancel_is_open(tag(5)) && !page.cancel_is_open(tag(6)));
         page.request_cancel(tag(6));
+        assert!(page.cancel_is_open(tag(6)));
         assert!(page.take_cancel());
+        assert!(!page.cancel_is_open(tag(6)));
         assert!(!page.take_cancel(), "once");
         page.request_cancel(tag(6));
         page.leave();
