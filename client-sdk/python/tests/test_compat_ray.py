@@ -121,6 +121,20 @@ def test_options_that_are_known_or_harmless_are_taken(ray, options):
 
 
 @pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"max_retries": 0.5}, TypeError, "The type of keyword 'max_retries' must be"),
+        ({"max_retries": -2}, ValueError, "only accepts None, 0, -1 or a positive integer"),
+        ({"max_calls": -1}, ValueError, "only accepts None, 0 or a positive integer"),
+        ({"num_gpus": 0.00001}, ValueError, "cannot go beyond 0.0001"),
+    ],
+)
+def test_common_mistakes_are_told_in_words_that_programs_look_for(ray, options, error, words):
+    with pytest.raises(error, match=words):
+        ray.remote(**options)(lambda: None)
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"fallback_strategy": [{"label_selector": {}}]}, "fallback_strategy"),
@@ -194,6 +208,12 @@ with ray.init(num_cpus=2, include_dashboard=False, logging_level="error", namesp
     kept = Counter.options(name="counter", get_if_exists=True).remote()
     counter = ray.get_actor("counter")
     print(ray.get(counter.add.remote(4)), ray.util.list_named_actors())
+    try:
+        Counter.options(name="counter").remote()
+    except ray.exceptions.ActorAlreadyExistsError as error:
+        print("already taken" in str(error))
+    ray.kill(counter)
+    print(ray.util.list_named_actors())
     print(sorted({task["state"] for task in list_tasks(filters=[("name", "=", "double")])}))
 print(ray.is_initialized())
 """
@@ -213,6 +233,8 @@ node True
 ValueError below zero
 TaskError below zero
 [4, 8] ['counter']
+True
+[]
 ['FAILED', 'FINISHED']
 False
 """

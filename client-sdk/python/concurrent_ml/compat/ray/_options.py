@@ -43,6 +43,8 @@ _HARMLESS_IN_ENVIRONMENTS = {"config", "eager_install", "excludes", "_ray_releas
 def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
     """The options of a function or a class."""
     _check(given)
+    if of_actor and given.get("name") == "":
+        raise ValueError("Actor name cannot be an empty string.")
     options: dict[str, Any] = {}
     for key, value in given.items():
         if key in _IGNORED:

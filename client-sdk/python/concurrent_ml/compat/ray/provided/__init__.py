@@ -172,6 +172,11 @@ def init(
         raise kind(f"namespace is {namespace!r}; it must be a string that is not empty")
     if _state.client is not None and (ignore_reinit_error or _state.is_executor):
         return Context()
+    if _state.client is not None:
+        raise RuntimeError(
+            "Maybe you called ray.init twice by accident? This error can be suppressed by passing in "
+            "'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'."
+        )
     environment = _options.environment(runtime_env, for_job=True)
     offer = {
         "num_cpus": num_cpus,

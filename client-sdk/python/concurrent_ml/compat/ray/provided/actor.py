@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from .... import _actor
-from ...._actor import ActorHandle, ActorMethod, exit_actor
+from ...._actor import ActorHandle, ActorMethod
 from ...ray import _options
 from .._missing import getter
 from .._names import why_not
 from ._ids import ActorID
+from .exceptions import ActorAlreadyExistsError
 
 __getattr__ = getter("ray.actor")
 
@@ -37,6 +38,16 @@ class ActorClass(_actor.ActorClass[..., Any]):
         """The same class with other options."""
         return type(self)(self._class, self._options.changed(_options.translated(options, of_actor=True)))
 
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[Any]:
+        """Makes an actor."""
+        try:
+            return super().remote(*args, **kwargs)
+        except ValueError as error:
+            name = self._options.name
+            if name and f"the name {name!r} is taken" in str(error):
+                raise ActorAlreadyExistsError(f"The name {name} is already taken: {error}") from None
+            raise
+
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Actors are made by `.remote()`."""
         name = self.__name__
@@ -51,6 +62,14 @@ class ActorClass(_actor.ActorClass[..., Any]):
     def bind(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Graphs of calls are not provided."""
         raise NotImplementedError(why_not("ray.dag"))
+
+
+def exit_actor() -> NoReturn:
+    """Ends the actor in whose method this is called."""
+    try:
+        _actor.exit_actor()
+    except TypeError as error:
+        raise TypeError(f"exit_actor API is called on a non-actor worker: {error}") from None
 
 
 _IGNORED_OF_METHODS = {"enable_task_events", "_labels"}

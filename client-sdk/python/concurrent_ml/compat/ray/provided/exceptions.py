@@ -24,6 +24,9 @@ __getattr__ = getter("ray.exceptions")
 
 ActorUnschedulableError = TaskUnschedulableError
 
+# A task's error is always also of its cause's class.
+RayTaskError.as_instanceof_cause = lambda self: self  # type: ignore[attr-defined]
+
 
 class ActorUnavailableError(RayActorError):
     """An actor that cannot be reached for now."""
