@@ -148,6 +148,8 @@ def test_wrong_use_is_told(cml: Any, pool: ActorPool, workers):
         pool.submit(lambda actor, value: value, 1)
     with pytest.raises(TypeError, match="submit.. takes a function"):  # noqa: RUF043
         pool.submit(5, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the pool has no actors"):
+        ActorPool([]).map(double, [1])
     with pytest.raises(TypeError, match="a pool holds handles of actors, not a int"):
         ActorPool([1])
     with pytest.raises(TypeError, match=r"make one with \.remote"):

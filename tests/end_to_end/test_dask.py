@@ -105,6 +105,7 @@ def test_dask_itself_runs_where_it_is_not_asked_for_the_cluster(cml: Any):
     enable_dask_on_concurrent_ml()
     assert delayed(os.getpid)().compute() != os.getpid()
     disable_dask_on_concurrent_ml()
+    assert delayed(os.getpid)().compute(scheduler="concurrent_ml") != os.getpid()
     assert delayed(os.getpid)().compute() == os.getpid()
 
 

@@ -359,6 +359,18 @@ def test_submitting_what_cannot_be_called_is_told(executor: Executor):
         executor.submit(5)  # type: ignore[arg-type]
 
 
+def test_a_remote_function_is_not_what_is_submitted(cml: Any, executor: Executor):
+    remote: Any = cml.remote(square)
+    for call in (lambda: executor.submit(remote, 1), lambda: executor.map(remote, [1])):
+        with pytest.raises(TypeError, match=r"square is remote: give square\.__wrapped__"):
+            call()
+
+
+def test_an_executor_stays_where_it_is(cml: Any, executor: Executor):
+    with pytest.raises(TypeError, match="make one where it is used"):
+        cml.put(executor)
+
+
 # ---- ends ----
 
 

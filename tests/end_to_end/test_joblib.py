@@ -42,6 +42,12 @@ def test_calls_run_in_the_clusters_processes(cml: Any, backend):
     assert Parallel()(delayed(square)(n) for n in range(500)) == [n * n for n in range(500)]
 
 
+def test_a_parallel_can_name_the_backend_itself(program: RunProgram):
+    text = "import concurrent_ml, joblib, os\n"
+    text += "print(os.getpid() in joblib.Parallel(2, 'concurrent_ml')(joblib.delayed(os.getpid)() for _ in 'abc'))"
+    assert program(text).stdout.strip() == "False"
+
+
 def test_n_jobs_counts_the_clusters_cpus(cml: Any, backend):
     assert [joblib.effective_n_jobs(n) for n in (-1, -2, 3)] == [2, 1, 3]
     with pytest.raises(ValueError, match="n_jobs == 0"):

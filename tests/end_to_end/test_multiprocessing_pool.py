@@ -281,7 +281,7 @@ def test_wrong_use_is_told(cml: Any, pool: Pool):
         (lambda: Pool(initializer=5), "initializer must be a callable"),  # type: ignore[arg-type]
         (lambda: Pool(maxtasksperchild=0), "maxtasksperchild must be a positive int or None"),
         (lambda: Pool(num_cpu=1), "did you mean num_cpus"),  # type: ignore[call-arg]
-        (lambda: pool.map(5, [1]), "func is a int"),  # type: ignore[arg-type]
+        (lambda: pool.map(5, [1]), "a pool takes functions, not a int"),  # type: ignore[arg-type]
         (lambda: pool.map(square, [1], 0), r"Chunksize must be 1\+"),
         (lambda: pool.map(square, 5), "not iterable"),  # type: ignore[arg-type]
         (lambda: pool.apply(5), "takes a function"),  # type: ignore[arg-type]

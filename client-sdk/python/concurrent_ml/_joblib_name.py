@@ -13,17 +13,14 @@ from typing import Any
 NAME = "concurrent_ml"
 
 
-def _register() -> None:
-    from .joblib import register
+def _backend(**options: Any) -> Any:
+    from .joblib import Backend
 
-    register()
+    return Backend(**options)
 
 
 def _tell(parallel: ModuleType) -> None:
-    # What joblib calls when it first meets a backend of this name. Without it, `register()` is there to be called.
-    known = getattr(parallel, "EXTERNAL_BACKENDS", None)
-    if isinstance(known, dict):
-        known.setdefault(NAME, _register)
+    parallel.register_parallel_backend(NAME, _backend)
 
 
 class _Finder(MetaPathFinder):

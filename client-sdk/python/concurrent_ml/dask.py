@@ -19,6 +19,7 @@ from typing import Any
 import dask
 import dask.config
 from dask._task_spec import Alias, DataNode, GraphNode, Task, convert_legacy_graph, cull
+from dask.base import named_schedulers
 from dask.callbacks import local_callbacks, unpack_callbacks
 from dask.core import flatten
 from dask.local import nested_get
@@ -239,6 +240,9 @@ def _resolved(part: Any) -> Any:
         return type(part)(map(_resolved, part)) if type(part) in (list, tuple) else part
     return part
 
+
+# `scheduler="concurrent_ml"`, once this module is imported.
+named_schedulers["concurrent_ml"] = get
 
 # Dask names things by their content: a ref's is the object that it names.
 normalize_token.register(ObjectRef, lambda ref: ("concurrent_ml.ObjectRef", ref.hex()))

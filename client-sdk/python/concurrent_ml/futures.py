@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _async, _initializer, _state
+from ._actor import ActorClass
 from ._native import ObjectRef
 from ._options import Options
 from ._remote import RemoteFunction
@@ -147,6 +148,18 @@ def _state_of(ref: ObjectRef[Any]) -> str:
         return ""
 
 
+def check_function(fn: Any, takes: str) -> None:
+    """Raises what is wrong with something that should be called."""
+    if isinstance(fn, RemoteFunction | ActorClass):
+        name = fn.__name__
+        raise TypeError(
+            f"{takes}, and {name} is remote: give {name}.__wrapped__, and its options to what calls it; or call "
+            f"{name}.remote(...)"
+        )
+    if not callable(fn):
+        raise TypeError(f"{takes}, not a {type(fn).__name__}")
+
+
 def _cancel_waiting(ref: ObjectRef[Any]) -> bool:
     """Cancels the task of a ref unless it has started."""
     client = _state.client
@@ -209,8 +222,7 @@ class Executor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Starts a call; returns its future at once."""
-        if not callable(fn):
-            raise TypeError(f"submit() takes a function and its arguments, not a {type(fn).__name__}")
+        check_function(fn, "submit() takes a function and its arguments")
         remote, first = self._remote(fn)
         return self._submitted(remote, (*first, *args), kwargs)
 
@@ -228,8 +240,7 @@ class Executor(concurrent.futures.Executor):
         `chunksize` items make one call. `timeout` seconds after `map` was called, waiting raises `TimeoutError`.
         Closing the iterator cancels the calls that have not started.
         """
-        if not callable(fn):
-            raise TypeError(f"map() takes a function and iterables, not a {type(fn).__name__}")
+        check_function(fn, "map() takes a function and iterables")
         for name, value in (
             ("chunksize", chunksize),
             ("buffersize", 1 if buffersize is None else buffersize),
@@ -276,6 +287,9 @@ class Executor(concurrent.futures.Executor):
                     future.exception()
             for result in results:
                 result.wait()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Executor cannot be sent elsewhere: make one where it is used")
 
     # ---- how ----
 

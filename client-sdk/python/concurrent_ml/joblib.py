@@ -41,7 +41,7 @@ SHARED_FROM = 64 * 1024
 
 
 def register() -> None:
-    """Makes the backend known to joblib. Importing `concurrent_ml` does it too, for versions of joblib that let it."""
+    """Makes the backend known to joblib. Importing `concurrent_ml` does it too, before joblib or after."""
     register_parallel_backend(NAME, Backend)
 
 

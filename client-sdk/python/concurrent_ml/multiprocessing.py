@@ -20,7 +20,7 @@ from multiprocessing import TimeoutError  # noqa: A004 - the name that programs 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _state
-from .futures import Executor, Future
+from .futures import Executor, Future, check_function
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -324,8 +324,7 @@ class Pool:
     def _chunks(
         self, func: Callable[..., Any], items: Iterable[Any], chunksize: int, starred: bool
     ) -> Iterator[Future[Any]]:
-        if not callable(func):
-            raise TypeError(f"func is a {type(func).__name__}; it must be something to call")
+        check_function(func, "a pool takes functions")
         if isinstance(chunksize, bool) or not isinstance(chunksize, int):
             raise TypeError(f"chunksize is {chunksize!r}; it must be a whole number")
         if chunksize < 1:

@@ -91,6 +91,8 @@ class ActorPool:
     def _begin(self, fn: Callable[[Any, V], Any], values: Iterable[V]) -> None:
         while self._running:
             self._take(next(iter(self._running)))
+        if not self._idle:
+            raise ValueError("the pool has no actors: push() one first")
         for value in values:
             self.submit(fn, value)
 
