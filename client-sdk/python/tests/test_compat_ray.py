@@ -264,6 +264,34 @@ def test_a_program_may_ask_for_it_itself(program):
     assert run(program / "asks.py", command=()).endswith(PRINTS)
 
 
+def test_joblib_and_the_pool_run_on_the_cluster(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+import os
+
+import joblib
+import ray
+from ray.util.joblib import register_ray
+from ray.util.multiprocessing import Pool
+
+ray.init(num_cpus=2)
+register_ray()
+
+def here(_):
+    import os
+
+    return os.getpid()
+
+with joblib.parallel_backend("ray", ray_remote_args={"num_cpus": 0.5}):
+    pids = joblib.Parallel(n_jobs=2)(joblib.delayed(here)(i) for i in range(4))
+with Pool(2, ray_remote_args={"num_cpus": 0.5}) as pool:
+    pids += pool.map(here, range(4))
+print(len(pids), os.getpid() in pids)
+"""
+    )
+    assert run(tmp_path / "program.py") == "8 False\n"
+
+
 def test_who_does_not_ask_gets_nothing_of_it(tmp_path):
     (tmp_path / "ray.py").write_text("name = 'another'")
     (tmp_path / "program.py").write_text(

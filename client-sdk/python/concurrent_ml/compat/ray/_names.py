@@ -135,7 +135,7 @@ NAMES: dict[str, dict[str, str]] = {
         "actor_pool": "yes",
         "queue": "yes",
         "multiprocessing": "yes",
-        "joblib": "yes: `register_ray`; options of the backend are this library's",
+        "joblib": "yes",
         "placement_group": "partly: without `bundle_label_selector`",
         "placement_group_table": "yes",
         "remove_placement_group": "yes",
