@@ -625,6 +625,29 @@ def test_async_actors_yield_on_their_loop(cml: Any):
     wait_until(lambda: cml.get(source.count.remote(), timeout=20) == 0, 20, "none is open")
 
 
+def test_waiting_for_an_item_in_an_actors_loop_warns_with_the_line(cml: Any):
+    @cml.remote
+    def later():
+        time.sleep(0.3)
+        yield 1
+
+    @cml.remote
+    class Reader:
+        async def read(self):
+            import warnings
+
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                value = await next(later.remote())
+            return value, [(str(one.message), one.filename) for one in told]
+
+    value, told = cml.get(Reader.remote().read.remote(), timeout=30)
+    assert value == 1
+    [(words, file)] = told
+    assert "async for" in words
+    assert file == __file__
+
+
 def test_a_stream_of_a_dead_actor_ends(cml: Any):
     @cml.remote
     class Source:

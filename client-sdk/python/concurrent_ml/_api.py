@@ -228,14 +228,14 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         raise
 
 
-def _warn_in_loop(what: str, instead: str) -> None:
+def _warn_in_loop(what: str, instead: str, level: int = 3) -> None:
     """Waiting in an actor's event loop holds up all its calls, and for ever if one of them is waited for."""
     if threading.get_ident() in _state.loop_threads:
         warnings.warn(
             f"{what}() blocks this actor's event loop, and with it all its other calls, until it returns: use "
             f"`{instead}`",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=level,
         )
 
 

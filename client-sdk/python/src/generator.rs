@@ -70,6 +70,10 @@ impl ObjectRefGenerator {
         let mut taking = self.client.take_item(self.task);
         if let Taking::NotYet(_) = taking {
             let within = within(py);
+            if within.is_some() {
+                let warning = ("next", "async for ref in generator", 2);
+                py.import("concurrent_ml._api")?.call_method1("_warn_in_loop", warning)?;
+            }
             taking =
                 interruptible(py, |interrupt| self.client.next_item(within, self.task, None, interrupt))?;
         }
