@@ -205,6 +205,17 @@ with ray.init(num_cpus=2, include_dashboard=False, logging_level="error", namesp
             self.count += by
             return self.count, ray.get(double.remote(self.count))[0]
 
+    @ray.remote
+    def count(n):
+        yield from range(n)
+
+    print([ray.get(ref) for ref in ray.get(count.remote(3))])
+    group = ray.util.placement_group([{"CPU": 1}], strategy="PACK")
+    ray.get(group.ready())
+    with_group = double.options(placement_group=group, placement_group_bundle_index=0)
+    print(ray.get(with_group.remote(2))[0], ray.util.placement_group_table(group)["state"])
+    ray.util.remove_placement_group(group)
+
     kept = Counter.options(name="counter", get_if_exists=True).remote()
     counter = ray.get_actor("counter")
     print(ray.get(counter.add.remote(4)), ray.util.list_named_actors())
@@ -232,6 +243,8 @@ node True
 [(2, 'mine'), 3]
 ValueError below zero
 TaskError below zero
+[0, 1, 2]
+4 CREATED
 [4, 8] ['counter']
 True
 []

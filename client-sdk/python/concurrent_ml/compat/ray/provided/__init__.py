@@ -270,7 +270,7 @@ class _WrongRefs(ValueError, TypeError):
 
 
 def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
-    """The value of a ref, or the list of values of a list of refs."""
+    """The value of a ref, or the list of values of a list of refs. A generator of refs is what it is."""
     if isinstance(object_refs, ObjectRef) or type(object_refs) is list:
         try:
             return _api.get(object_refs, timeout=timeout)
@@ -278,6 +278,8 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
             if not isinstance(object_refs, list) or all(isinstance(ref, ObjectRef) for ref in object_refs):
                 raise
             raise _WrongRefs(f"Invalid type of object refs: {error}") from None
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if isinstance(object_refs, Sequence) and not isinstance(object_refs, str | bytes):
         return get(list(object_refs), timeout=timeout)
     raise _WrongRefs(
