@@ -21,7 +21,7 @@ pub(crate) struct Client {
     pub(crate) link: ClientLink,
     /// Gathered in this turn.
     pub(crate) messages: Vec<NodeToClient>,
-    /// One for each `Segment` among them, in order.
+    /// One for each `Segment`, `Calls` and `Serve` among them, in order.
     pub(crate) descriptors: VecDeque<Arc<OwnedFd>>,
     /// Whether it is listed as having something to write.
     pub(crate) marked: bool,
@@ -158,18 +158,21 @@ impl Client {
     }
 }
 
-/// As many messages as go in one write, with the descriptors of the segments among them.
+/// As many messages as go in one write, with their descriptors.
 fn take_batch<'a>(
     left: &mut &'a [NodeToClient],
     descriptors: &mut VecDeque<Arc<OwnedFd>>,
 ) -> (&'a [NodeToClient], Vec<Arc<OwnedFd>>) {
-    let segments = |message: &&NodeToClient| matches!(message, NodeToClient::Segment { .. });
-    let count = match left.iter().enumerate().filter(|(_, message)| segments(message)).nth(MAX_FDS) {
+    let with_descriptor = |message: &&NodeToClient| {
+        use NodeToClient::{Calls, Segment, Serve};
+        matches!(message, Segment { .. } | Calls { .. } | Serve { .. })
+    };
+    let count = match left.iter().enumerate().filter(|(_, message)| with_descriptor(message)).nth(MAX_FDS) {
         Some((one_too_many, _)) => one_too_many,
         None => left.len(),
     };
     let (now, later) = left.split_at(count);
     *left = later;
-    let with_it = now.iter().filter(segments).count().min(descriptors.len());
+    let with_it = now.iter().filter(with_descriptor).count().min(descriptors.len());
     (now, descriptors.drain(..with_it).collect())
 }

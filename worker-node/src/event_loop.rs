@@ -5,15 +5,18 @@
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster_proto::Codec;
 use cluster_types::client_node::LogLine;
 use cluster_types::{
     ClientId, ClientKind, ClientToNode, Incarnation, JobId, Map, NodeHello, NodeId, NodeToClient, NodeToHead,
-    Time,
+    ObjectId, Time,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::{Notify, mpsc};
 use worker_core::{Effect, Event};
 
@@ -27,6 +30,12 @@ use crate::supervisor::{ExecutorEvent, Supervisor};
 
 /// The cores are called at least this often.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Two connected sockets.
+fn socket_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
 
 /// Everything the daemon has. One thread; shared by its tasks.
 #[derive(Clone)]
@@ -303,6 +312,9 @@ impl Daemon {
                 self.supervisor.interrupt(executor);
                 self.interrupted.push((executor, tag));
             }
+            Effect::JoinCalls { caller, executor, actor, in_order } => {
+                self.join_calls(caller, executor, actor, in_order);
+            }
             Effect::Revoke { executor, slot, tag } => {
                 let won = self.executors.revoke(executor, slot, tag);
                 self.push(Event::Revoked { executor, tag, won });
@@ -330,6 +342,29 @@ impl Daemon {
                 if link.tell(message) {
                     self.signals.flush.notify_one();
                 }
+            }
+        }
+    }
+
+    /// Gives a caller and an actor's executor a socket between them.
+    fn join_calls(&mut self, caller: ClientId, executor: ClientId, actor: ObjectId, in_order: bool) {
+        let both_here = self.clients.contains_key(&caller) && self.clients.contains_key(&executor);
+        let pair = both_here.then(socket_pair).and_then(|pair| {
+            pair.inspect_err(
+                |error| tracing::warn!(%error, %actor, "no socket for calls; they go by the head"),
+            )
+            .ok()
+        });
+        let Some((ours, theirs)) = pair else {
+            return self.tell_client(caller, NodeToClient::NoCalls { actor });
+        };
+        for (client, end, message) in [
+            (executor, ours, NodeToClient::Serve { caller, in_order }),
+            (caller, theirs, NodeToClient::Calls { actor, in_order }),
+        ] {
+            if let Some(known) = self.clients.get_mut(&client) {
+                known.descriptors.push_back(Arc::new(end));
+                self.tell_client(client, message);
             }
         }
     }

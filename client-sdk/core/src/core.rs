@@ -8,10 +8,11 @@ use cluster_types::client_node::PutValue;
 use cluster_types::ids::MAX_SEQ;
 use cluster_types::{
     ClientId, ClientToNode, Failure, JobId, Location, Map, ObjectId, Payload, Refs, SegmentId, TaskId,
-    TaskSpec, TaskTemplate,
+    TaskKind, TaskSpec, TaskTemplate,
 };
 
 use crate::Outbox;
+use crate::calls::{DirectBatch, Route, Unfinished};
 use crate::state::{Entry, State};
 use crate::streams::Stream;
 
@@ -52,8 +53,16 @@ pub struct ClientCore {
     task_covers: Vec<ObjectId>,
     /// What own tasks yield, while anybody may take it.
     pub(crate) streams: Map<TaskId, Stream>,
-    /// Own tasks that have not ended, with their number of results.
-    pub(crate) unfinished: Map<TaskId, u32>,
+    /// Own tasks that have not ended.
+    pub(crate) unfinished: Map<TaskId, Unfinished>,
+    /// How calls reach the actors that this client calls.
+    pub(crate) routes: Map<ObjectId, Route>,
+    /// Calls to send on actors' sockets.
+    pub(crate) direct_out: Vec<DirectBatch>,
+    /// Own tasks among the unfinished that make actors.
+    pub(crate) creating: usize,
+    /// Sockets to actors can be had.
+    pub(crate) opens_calls: bool,
     /// Ranges of the own lease that the daemon knows, by object and by place.
     pub(crate) own_ranges: Map<ObjectId, Location>,
     own_places: Map<(SegmentId, u64), ObjectId>,
@@ -83,6 +92,10 @@ impl ClientCore {
             task_covers: Vec::new(),
             streams: Map::default(),
             unfinished: Map::default(),
+            routes: Map::default(),
+            direct_out: Vec::new(),
+            creating: 0,
+            opens_calls: false,
             own_ranges: Map::default(),
             own_places: Map::default(),
             spare_ranges: Map::default(),
@@ -122,17 +135,26 @@ impl ClientCore {
     ) -> (TaskId, Refs) {
         let id = TaskId { client: self.client, seq: self.take_seq() };
         let spec = TaskSpec { id, job, template: template.clone(), payload, parent, deps, borrowed };
-        self.share_all(spec.held());
-        self.out.push(ClientToNode::Submit(spec));
-        self.unfinished.insert(id, template.num_returns);
+        let actor = spec.called_actor();
+        let creates = matches!(template.kind, TaskKind::Actor(_));
+        let (returns, own_way) = (template.num_returns, actor.is_some());
+        self.unfinished.insert(id, Unfinished { returns, actor, creates, own_way, expected: false });
+        self.creating += usize::from(creates);
         if let Some(limits) = template.stream {
             self.open_stream(id, limits);
         }
-        let results: Refs = (0..template.num_returns).map(|index| id.result(index)).collect();
+        let results: Refs = (0..returns).map(|index| id.result(index)).collect();
         for &result in &results {
             // Rule R2: the submitter holds them from the start.
-            let entry = Entry { state: State::Pending, refs: 1, held: true, ..Entry::default() };
-            self.objects.insert(result, entry);
+            let (state, escaped) = (State::Pending, actor.is_none());
+            self.objects.insert(result, Entry { state, refs: 1, held: true, escaped, ..Entry::default() });
+        }
+        match actor {
+            Some(actor) => self.enter_call(actor, spec),
+            None => {
+                self.share_all(spec.held());
+                self.out.push(ClientToNode::Submit(spec));
+            }
         }
         (id, results)
     }
@@ -456,14 +478,24 @@ impl ClientCore {
         self.out.push(message);
     }
 
+    /// As [`ClientCore::push`], of what nothing else depends on.
+    pub fn push_aside(&mut self, message: ClientToNode) {
+        self.out.push_aside(message);
+    }
+
     /// What waits to be sent, without the drops still to come.
     pub fn outbox(&self) -> &Outbox {
         &self.out
     }
 
+    /// Whether messages wait, for the daemon or for an actor.
+    pub fn has_messages(&self) -> bool {
+        !self.out.is_empty() || !self.direct_out.is_empty()
+    }
+
     /// Whether a batch taken now may hold anything.
     pub fn has_news(&self) -> bool {
-        !self.out.is_empty() || !self.idle.is_empty()
+        self.has_messages() || !self.idle.is_empty()
     }
 
     /// The batch to send now. What became idle and stayed so is dropped at its end, after every hold and every use
@@ -484,6 +516,9 @@ impl ClientCore {
                 continue;
             }
             let Some(entry) = self.objects.remove(&object) else { continue };
+            if !self.routes.is_empty() {
+                self.forget_route(object);
+            }
             self.uncover(object, &entry);
             self.out.release(object, entry.told);
             if entry.held {

@@ -37,6 +37,11 @@ impl ClientCore {
                 continue;
             }
             entry.escaped = true;
+            let is_secret_result = !object.is_put() && !matches!(entry.state, State::Inline(_));
+            if is_secret_result {
+                self.tell_of_result(object);
+                continue;
+            }
             if !entry.announced {
                 entry.announced = true;
                 if let State::Inline(bytes) = &entry.state {

@@ -14,7 +14,9 @@ impl ClientCore {
     /// Takes a message in; gives back those that are not about objects.
     pub fn on_message(&mut self, message: NodeToClient) -> Option<NodeToClient> {
         match message {
-            NodeToClient::Finished { task, outcome } => self.finished(task, outcome),
+            NodeToClient::Finished { task, outcome } => self.told_finished(task, outcome),
+            NodeToClient::NoCalls { actor } => self.no_calls(actor),
+            NodeToClient::CallsEnded { actor, why } => self.calls_ended(actor, &why),
             NodeToClient::Item { task, index, value } => self.item_came(task, index, value),
             NodeToClient::Ready { object, value } => self.arrived(object, value),
             NodeToClient::RangesFreed(ranges) => ranges.into_iter().for_each(|range| self.range_freed(range)),
@@ -24,9 +26,37 @@ impl ClientCore {
         None
     }
 
+    /// The daemon says so. Of a call that went straight to its actor: with a value that the head knows by now.
+    fn told_finished(&mut self, task: TaskId, outcome: FinishedOutcome) {
+        let own_way = self.unfinished.get(&task).filter(|task| task.own_way).map(|task| task.returns);
+        match (own_way, &outcome) {
+            (Some(_), FinishedOutcome::Failed(_)) => {
+                self.on_answer(NodeToClient::Finished { task, outcome });
+            }
+            (Some(returns), FinishedOutcome::Ok(_)) => {
+                (0..returns).for_each(|index| self.settle_known(task.result(index)));
+                self.finished(task, outcome);
+            }
+            (None, _) => self.finished(task, outcome),
+        }
+    }
+
     /// TASK-1: told once; a second telling, or one of a task that is none of ours, changes nothing.
-    fn finished(&mut self, task: TaskId, outcome: FinishedOutcome) {
-        let Some(returns) = self.unfinished.remove(&task) else { return };
+    pub(crate) fn finished(&mut self, task: TaskId, outcome: FinishedOutcome) {
+        let Some(ended) = self.unfinished.remove(&task) else { return };
+        self.take_in_outcome(task, ended.returns, outcome);
+        if ended.creates {
+            self.creating -= 1;
+            if self.creating == 0 {
+                self.send_all_held();
+            }
+        }
+        if let Some(actor) = ended.actor {
+            self.call_ended(actor, task, ended.own_way);
+        }
+    }
+
+    fn take_in_outcome(&mut self, task: TaskId, returns: u32, outcome: FinishedOutcome) {
         match outcome {
             FinishedOutcome::Ok(values) if values.len() == returns as usize => {
                 for (index, value) in (0..).zip(values) {

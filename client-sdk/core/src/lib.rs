@@ -2,6 +2,7 @@
 //! be told, and what has become ready (rule T5). No clock, no sockets, no threads: `client-runtime` is the edge.
 //!
 //! - [`ClientCore`]: the table of objects and the only mutator.
+//! - [`DirectBatch`]: calls that go straight to their actor.
 //! - [`outbox`]: what is to be sent, in order (rule T3).
 //! - [`state`]: what is known of one object.
 //! - `streams`: what own tasks yield while they run.
@@ -15,6 +16,7 @@
 //!   was told, so that a release that crosses a new telling on the way does not undo it.
 //! - Own puts that never escaped cost the head nothing, and their range is reused without a round trip.
 
+mod calls;
 mod core;
 mod escape;
 mod incoming;
@@ -24,6 +26,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+pub use calls::DirectBatch;
 pub use core::{ClientCore, HandleSource, Reading};
 pub use outbox::Outbox;
 pub use streams::Taking;

@@ -8,6 +8,7 @@ use cluster_types::{ClientToNode, ObjectId, Payload, TaskSpec};
 pub struct Outbox {
     messages: Vec<ClientToNode>,
     bytes: usize,
+    said: u64,
 }
 
 /// What a message takes besides its variable parts, about.
@@ -17,8 +18,20 @@ const ID: usize = 16;
 impl Outbox {
     /// Appends a message.
     pub fn push(&mut self, message: ClientToNode) {
+        self.said += 1;
         self.bytes += size(&message);
         self.messages.push(message);
+    }
+
+    /// Appends a message that nothing else depends on.
+    pub(crate) fn push_aside(&mut self, message: ClientToNode) {
+        self.bytes += size(&message);
+        self.messages.push(message);
+    }
+
+    /// Grows with everything appended that something else may depend on: anything but reports and releases.
+    pub fn said(&self) -> u64 {
+        self.said
     }
 
     /// Messages waiting.
@@ -43,6 +56,7 @@ impl Outbox {
 
     pub(crate) fn hold(&mut self, object: ObjectId) {
         self.bytes += ID;
+        self.said += 1;
         match self.messages.last_mut() {
             Some(ClientToNode::Hold(list)) => list.push(object),
             _ => self.messages.push(ClientToNode::Hold(vec![object])),
@@ -51,6 +65,7 @@ impl Outbox {
 
     pub(crate) fn drop(&mut self, object: ObjectId) {
         self.bytes += ID;
+        self.said += 1;
         match self.messages.last_mut() {
             Some(ClientToNode::Drop(list)) => list.push(object),
             _ => self.messages.push(ClientToNode::Drop(vec![object])),
@@ -59,6 +74,7 @@ impl Outbox {
 
     pub(crate) fn escape(&mut self, object: ObjectId) {
         self.bytes += ID;
+        self.said += 1;
         match self.messages.last_mut() {
             Some(ClientToNode::Escape(list)) => list.push(object),
             _ => self.messages.push(ClientToNode::Escape(vec![object])),
@@ -67,6 +83,7 @@ impl Outbox {
 
     pub(crate) fn get(&mut self, object: ObjectId) {
         self.bytes += ID;
+        self.said += 1;
         match self.messages.last_mut() {
             Some(ClientToNode::Get(list)) => list.push(object),
             _ => self.messages.push(ClientToNode::Get(vec![object])),

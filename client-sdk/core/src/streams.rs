@@ -108,6 +108,9 @@ impl ClientCore {
         }
         if ended {
             self.streams.remove(&task);
+        } else if self.is_held(task) {
+            // Nobody has begun it: it never will.
+            self.cancel_call(task.result(0), "nobody reads what it yields", false);
         } else {
             self.out.push(ClientToNode::Taken { task, items: 0, closed: true });
         }

@@ -55,13 +55,14 @@ class Description:
     is_async: bool = False
     groups: tuple[str, ...] = ()
     max_task_retries: int = 0
+    concurrent: bool = False
 
     @functools.cached_property
     def pickled(self) -> bytes:
         """As bytes that any process can read."""
         methods = {name: (m.num_returns, m.group, m.signature, m.limits) for name, m in self.methods.items()}
         parts = (self.class_name, self.module, methods, self.is_async, self.groups, self.max_task_retries)
-        return pickle.dumps(parts, 5)
+        return pickle.dumps((*parts, self.concurrent), 5)
 
 
 @functools.lru_cache(1024)
@@ -211,7 +212,7 @@ class ActorMethod(Generic[P, R]):
             strategy="DEFAULT",
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, name),
-            method=(self._name, group),
+            method=(self._name, group, about.concurrent),
             timeout=options.timeout,
         )
         return self._native
@@ -452,7 +453,10 @@ class ActorClass(Generic[P, T]):
             methods[name] = Method(num_returns, group, signature, limits)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         groups = tuple(options.concurrency_groups)
-        return Description(name, cls.__module__, methods, is_async, groups, options.max_task_retries)
+        concurrent = is_async or bool(groups) or (options.max_concurrency or 1) > 1
+        return Description(
+            name, cls.__module__, methods, is_async, groups, options.max_task_retries, concurrent
+        )
 
     def _prepare(self, client: _native.Client, about: Description, namespace: str) -> _native.Function:
         options = self._options

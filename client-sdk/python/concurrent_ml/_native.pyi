@@ -115,7 +115,7 @@ class Function:
         parameters: Mapping[str, Any] | None,
         complain: Callable[..., None],
         actor: Mapping[str, Any] | None = None,
-        method: tuple[str, str] | None = None,
+        method: tuple[str, str, bool] | None = None,
         timeout: float | None = None,
         stream: tuple[int, int] | None = None,
         variants: Sequence[Mapping[str, float]] = (),

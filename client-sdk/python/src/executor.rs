@@ -144,7 +144,7 @@ impl Task {
     #[getter]
     fn method(&self) -> PyResult<(&str, &str)> {
         match &self.claimed.spec.template.kind {
-            TaskKind::Method { method, group } => Ok((method, group)),
+            TaskKind::Method { method, group, .. } => Ok((method, group)),
             _ => Err(PyRuntimeError::new_err("this task calls no method")),
         }
     }

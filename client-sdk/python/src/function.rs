@@ -119,7 +119,7 @@ impl Function {
         parameters: Option<Parameters>,
         complain: Py<PyAny>,
         actor: Option<Traits>,
-        method: Option<(String, String)>,
+        method: Option<(String, String, bool)>,
         timeout: Option<f64>,
         stream: Option<(u32, u64)>,
         variants: Vec<BTreeMap<String, f64>>,
@@ -127,7 +127,9 @@ impl Function {
     ) -> PyResult<Self> {
         let kind = match (actor, method) {
             (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
-            (None, Some((method, group))) => TaskKind::Method { method: method.into(), group: group.into() },
+            (None, Some((method, group, concurrent))) => {
+                TaskKind::Method { method: method.into(), group: group.into(), concurrent }
+            }
             (None, None) => TaskKind::Function,
         };
         let mut request = Resources {

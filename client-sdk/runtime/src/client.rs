@@ -217,15 +217,19 @@ impl Client {
         inner.usable()?;
         let Call { template, payload, deps, borrowed, within, job } = call;
         let small = payload.len() <= INLINE_MAX;
-        let quiet = inner.core.unfinished() == 0 && inner.core.outbox().is_empty();
+        let quiet = inner.core.unfinished() == 0 && !inner.core.has_messages();
         let mut stored = None;
         let payload = match payload.into_put_value() {
             PutValue::Inline(bytes) if small => Payload::Inline(bytes),
             value => Payload::Stored(*stored.insert(inner.core.put(value, Refs::new(), false))),
         };
-        let parent = inner.running(within).map(|current| current.task);
+        let within = inner.running(within);
+        let parent = within.as_ref().map(|current| current.task);
         let job = job.unwrap_or(shared.welcome.job);
         let (_, results) = inner.core.submit_for(job, &template, payload, deps, borrowed, parent);
+        if let Some(parent) = within {
+            inner.note_child(&parent, &results);
+        }
         if let Some(payload) = stored {
             // From here on the task holds it.
             inner.core.drop_handle(payload);
@@ -246,7 +250,16 @@ impl Client {
     /// # Errors
     /// If the connection is of no use.
     pub fn cancel(&self, what: Cancellation) -> Result<(), ClientError> {
-        self.ask(ClientToNode::Cancel(what))
+        let shared = self.shared();
+        shared.check_generation()?;
+        let mut inner = shared.lock();
+        inner.usable()?;
+        if !inner.core.cancel_call(what.object, &what.reason, what.recursive) {
+            inner.core.push(ClientToNode::Cancel(what));
+        }
+        shared.tell_of_news(inner);
+        shared.flush();
+        Ok(())
     }
 
     /// Asks that an actor end. Never waits.
@@ -679,6 +692,7 @@ impl Shared {
             let mut inner = self.lock();
             // The daemon takes a farewell for the end of all views. While there are some it finds out by itself, when
             // the process ends (rule P1).
+            inner.core.release_held();
             if inner.lost.is_none() && !inner.core.has_views() {
                 inner.core.push(ClientToNode::Goodbye);
             }

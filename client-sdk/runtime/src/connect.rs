@@ -79,7 +79,10 @@ pub(crate) fn connect(
         }
         None => None,
     };
-    let core = ClientCore::new(id, welcome.job);
+    let mut core = ClientCore::new(id, welcome.job);
+    if shares_memory && !matches!(options.kind, ClientKind::Observer) {
+        core.open_calls();
+    }
     let helper = Helper::new().map_err(|error| local("no descriptor is left", &error))?;
     let is_driver = matches!(options.kind, ClientKind::Driver { .. });
     let shared = Arc::new_cyclic(|me| Shared {
@@ -95,7 +98,12 @@ pub(crate) fn connect(
         arena: Arena::new(),
         page,
         inner: Mutex::new(Inner::new(core)),
-        write: Mutex::new(WriteHalf { codec: Codec::default(), buffer: BytesMut::new(), broken: false }),
+        write: Mutex::new(WriteHalf {
+            codec: Codec::default(),
+            buffer: BytesMut::new(),
+            broken: false,
+            channels: Vec::new(),
+        }),
         read: Mutex::new(read),
         unsent: AtomicUsize::new(0),
         spinning: Spinning::default(),

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use cluster_store::slots::Tag;
-use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue};
+use cluster_types::client_node::{
+    Completion, DIRECT_SLOT, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue,
+};
 use cluster_types::{ClientToNode, Refs};
 
 use crate::shared::{Current, Inner};
@@ -20,8 +22,12 @@ enum Next {
 
 impl Inner {
     fn begin(&mut self, slot: u16, task: &Task) {
+        let task_name = task.spec.template.name.clone();
         let (tag, task, thread) = (task.tag, task.spec.id, std::thread::current().id());
-        self.running.insert(tag, Current { tag, slot, task, thread });
+        let caller = self.callers.remove(&tag);
+        let name = caller.map(|_| task_name);
+        let said = self.core.outbox().said();
+        self.running.insert(tag, Current { tag, slot, task, thread, caller, name, said });
     }
 }
 
@@ -38,6 +44,14 @@ impl Client {
             let next = shared.wait_until(Manner::until(None), &mut *interrupt, |inner| {
                 if let Some(tag) = inner.to_cancel.pop_front() {
                     return Ok(Step::Done(Some(Next::Cancel(tag))));
+                }
+                while inner.runs.front().is_some_and(|(slot, _)| *slot == DIRECT_SLOT)
+                    && let Some((slot, task)) = inner.runs.pop_front()
+                {
+                    if !inner.refuse_cancelled(&task) {
+                        inner.begin(slot, &task);
+                        return Ok(Step::Done(Some(Next::Run(slot, task))));
+                    }
                 }
                 Ok(match inner.runs.pop_front() {
                     Some((slot, task)) => {
@@ -61,7 +75,7 @@ impl Client {
                 Ok(None) | Err(ClientError::ConnectionLost(_) | ClientError::Closed) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            if slot == NO_SLOT {
+            if slot == NO_SLOT || slot == DIRECT_SLOT {
                 return Ok(Some(Work::Run(task)));
             }
             // Rule S3: whoever swaps first has it. One that was revoked is dropped here, and its values with it.
@@ -153,6 +167,23 @@ impl Client {
         });
         // Refs that user code kept are held from before the task ends: its own holds end with it.
         inner.core.end_task_cover();
+        if let Some(caller) = current.caller {
+            inner.answer(current, caller, Completion { tag, result, micros });
+            inner.report_if_due(Instant::now());
+            inner.gathered += 1;
+            let arm = inner.report_at.is_some() && inner.duty.arm();
+            let now = inner.runs.is_empty() || inner.gathered >= COMPLETIONS;
+            if now {
+                drop(inner);
+                shared.flush();
+            } else {
+                shared.after_change(inner);
+            }
+            if arm {
+                shared.helper.kick();
+            }
+            return Ok(());
+        }
         inner.cancels.remove(&tag);
         inner.forget_yields(tag);
         if let (Some(page), Some(tag), false) = (&shared.page, Tag::new(tag), current.slot == NO_SLOT) {

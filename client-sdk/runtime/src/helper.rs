@@ -11,6 +11,7 @@ use cluster_store::with_signals_blocked;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
 
+use crate::reader::watch;
 use crate::shared::{Shared, eventfd, signal, unsignal};
 use crate::waiting::poll;
 
@@ -129,6 +130,7 @@ impl<'a> Rounds<'a> {
         if inner.lost.is_some() {
             return false;
         }
+        inner.report_if_due(Instant::now());
         let active = news(&inner) || inner.flushes != self.flushes;
         inner.duty.armed = active;
         let mut patience = active.then_some(GATHER);
@@ -148,18 +150,26 @@ impl<'a> Rounds<'a> {
             polls = true;
             inner.duty.polling = true;
         }
+        if let Some(at) = inner.report_at {
+            shorten(at.saturating_duration_since(Instant::now()));
+        }
         self.flushes = inner.flushes;
         self.reads = inner.reads;
+        let channels = if polls { inner.channels.clone() } else { Vec::new() };
         drop(inner);
         let mut flags = if polls { PollFlags::IN } else { PollFlags::empty() };
         if polls && shared.unsent.load(Ordering::Relaxed) > 0 {
             flags |= PollFlags::OUT;
         }
-        let mut fds = [PollFd::new(&*shared.helper.wake, PollFlags::IN), PollFd::new(&shared.socket, flags)];
+        let mut fds = vec![PollFd::new(&*shared.helper.wake, PollFlags::IN)];
         // Without a user for it the socket is left out: its end would be told again and again.
-        let watched = if polls { &mut fds[..] } else { &mut fds[..1] };
-        self.timed_out = poll(watched, patience.map(|patience| Instant::now() + patience)) == Ok(false);
-        let (woken, socket) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        if polls {
+            fds.push(PollFd::new(&shared.socket, flags));
+            fds.extend(channels.iter().filter_map(|channel| watch(channel)));
+        }
+        self.timed_out = poll(&mut fds, patience.map(|patience| Instant::now() + patience)) == Ok(false);
+        let woken = !fds[0].revents().is_empty();
+        let socket = fds[1..].iter().any(|fd| !fd.revents().is_empty());
         if woken {
             unsignal(&*shared.helper.wake);
         }

@@ -20,6 +20,7 @@ mod bridge;
 mod client;
 mod completion;
 mod connect;
+mod direct;
 mod error;
 mod executor;
 mod helper;

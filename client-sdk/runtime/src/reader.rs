@@ -12,15 +12,19 @@ use cluster_proto::frame::FrameReader;
 use cluster_store::segment::{ReadMapping, WriteMapping, recv_with_fds};
 use cluster_types::client_node::{NO_SLOT, RunTask};
 use cluster_types::{ClientToNode, NodeToClient, SegmentId, Value};
+use parking_lot::MutexGuard;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use smallvec::{SmallVec, smallvec};
 
 use crate::ClientError;
 use crate::client::{Notice, Task};
+use crate::direct::{Channel, ChannelReader, Heard, Peer};
 use crate::shared::{Inner, Shared, signal};
 use crate::value::{Got, ValueBytes};
 use crate::waiting::poll;
 
+const READABLE: PollFlags = PollFlags::IN.union(PollFlags::HUP).union(PollFlags::ERR);
 const READ_MAX: usize = 128 << 10;
 /// Refusals of memory that are remembered for those who wait for them.
 const DENIED_MAX: usize = 64;
@@ -32,7 +36,8 @@ pub(crate) struct ReadHalf {
     pub(crate) fds: Vec<OwnedFd>,
     /// Descriptors in the order they came, for `Segment` messages in the order they come.
     pub(crate) segments: VecDeque<OwnedFd>,
-    bytes: Box<[u8]>,
+    pub(crate) channels: Vec<ChannelReader>,
+    pub(crate) bytes: Box<[u8]>,
 }
 
 impl Default for ReadHalf {
@@ -42,6 +47,7 @@ impl Default for ReadHalf {
             frames: FrameReader::default(),
             fds: Vec::new(),
             segments: VecDeque::new(),
+            channels: Vec::new(),
             bytes: vec![0; READ_MAX].into(),
         }
     }
@@ -83,6 +89,16 @@ impl ReadHalf {
     }
 }
 
+fn interest(writing: bool) -> PollFlags {
+    if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+}
+
+/// How a channel is polled. One that ended would be told again and again.
+pub(crate) fn watch(channel: &Channel) -> Option<PollFd<'_>> {
+    let full = channel.full.load(Ordering::Relaxed);
+    (!channel.ended.load(Ordering::Relaxed)).then(|| PollFd::new(&channel.socket, interest(full)))
+}
+
 impl Shared {
     /// The reader's step without sleeping: asks again and again until then. True if something came and was applied.
     pub(crate) fn read_spinning(self: &Shared, until: Instant) -> bool {
@@ -94,6 +110,9 @@ impl Shared {
                     self.take_in(&mut read, received);
                     return true;
                 }
+            }
+            if self.read_channels(&mut read) {
+                return true;
             }
             if Instant::now() >= until {
                 return false;
@@ -109,22 +128,50 @@ impl Shared {
     pub(crate) fn read_once(self: &Shared, until: Instant) -> bool {
         let mut read = self.read.lock();
         let writing = self.unsent.load(Ordering::Relaxed) > 0;
-        let flags = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut fds = [PollFd::new(&self.socket, flags)];
-        match poll(&mut fds, Some(until)) {
-            Err(Errno::INTR) => return true,
-            Ok(true) => {}
-            Ok(false) | Err(_) => return false,
-        }
-        let ready = fds[0].revents();
-        if ready.contains(PollFlags::OUT) {
+        let (ready, others) = {
+            let mut fds: SmallVec<[PollFd<'_>; 8]> = smallvec![PollFd::new(&self.socket, interest(writing))];
+            fds.extend(read.channels.iter().filter_map(|known| watch(&known.channel)));
+            match poll(&mut fds, Some(until)) {
+                Err(Errno::INTR) => return true,
+                Ok(true) => {}
+                Ok(false) | Err(_) => return false,
+            }
+            let others = fds[1..].iter().fold(PollFlags::empty(), |all, fd| all | fd.revents());
+            (fds[0].revents(), others)
+        };
+        if (ready | others).contains(PollFlags::OUT) {
             self.flush();
         }
-        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+        if others.intersects(READABLE) {
+            self.read_channels(&mut read);
+        }
+        if ready.intersects(READABLE) {
             let received = read.receive(&self.socket);
             self.take_in(&mut read, received);
         }
         false
+    }
+
+    /// Reads each channel once, without waiting. True if something came.
+    fn read_channels(&self, read: &mut ReadHalf) -> bool {
+        let ReadHalf { channels, bytes, .. } = read;
+        let mut inner = None;
+        for channel in channels {
+            match channel.receive(bytes) {
+                Heard::Nothing => {}
+                heard => {
+                    let inner = inner.get_or_insert_with(|| self.lock());
+                    self.hear(inner, channel.channel.peer, heard);
+                }
+            }
+        }
+        match inner {
+            Some(inner) => {
+                self.after_reading(inner);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Applies what was read and wakes whom it concerns.
@@ -143,11 +190,29 @@ impl Shared {
             Received::Messages(messages) => messages,
         };
         let mut inner = self.lock();
-        inner.reads += 1;
         for message in messages {
+            if let NodeToClient::CallsEnded { actor, .. } = &message {
+                // Answers that it gave before its end count.
+                self.close_channel(&mut inner, read, |peer| *peer == Peer::Actor(*actor));
+            }
             let Some(message) = inner.core.on_message(message) else { continue };
             self.on_message(&mut inner, read, message);
         }
+        self.after_reading(inner);
+    }
+
+    /// Wakes whom it concerns that something was read, and sends what followed from it.
+    fn after_reading(&self, mut inner: MutexGuard<'_, Inner>) {
+        inner.reads += 1;
+        let reply = inner.core.has_messages();
+        self.tell_of_news(inner);
+        if reply {
+            self.flush();
+        }
+    }
+
+    /// Wakes whom it concerns that the table changed.
+    pub(crate) fn tell_of_news(&self, mut inner: MutexGuard<'_, Inner>) {
         self.reuse_freed(&mut inner);
         for object in inner.core.take_fired() {
             for (queue, token) in inner.hooks.remove(&object).into_iter().flatten() {
@@ -155,13 +220,9 @@ impl Shared {
             }
         }
         let met = inner.met(self.backlog(&inner));
-        let reply = !inner.core.outbox().is_empty();
         drop(inner);
         for fd in met {
             signal(&fd);
-        }
-        if reply {
-            self.flush();
         }
     }
 
@@ -198,7 +259,25 @@ impl Shared {
                 // It may be of one that is just being claimed, and so in no list.
                 inner.items_taken(tag, items, closed);
             }
-            NodeToClient::Cancel { tag, reason } => {
+            NodeToClient::Calls { actor, in_order } => {
+                if let Some(socket) = read.segments.pop_front() {
+                    self.open_channel(inner, read, Peer::Actor(actor), socket);
+                    inner.core.calls_opened(actor, in_order);
+                }
+            }
+            NodeToClient::Serve { caller, in_order } => {
+                if let Some(socket) = read.segments.pop_front() {
+                    self.open_channel(inner, read, Peer::Caller { client: caller, in_order }, socket);
+                }
+            }
+            NodeToClient::CallerGone(caller) => {
+                let is_it = |peer: &Peer| matches!(peer, Peer::Caller { client, .. } if *client == caller);
+                self.close_channel(inner, read, is_it);
+            }
+            NodeToClient::Cancel { tag, reason, recursive } => {
+                if recursive {
+                    inner.cancel_children(tag, &reason);
+                }
                 // Told too late, it stays; tags are few and never used twice.
                 if inner.cancels.len() < 10_000 {
                     inner.cancels.insert(tag, reason);
@@ -228,6 +307,8 @@ impl Shared {
             | NodeToClient::Item { .. }
             | NodeToClient::Ready { .. }
             | NodeToClient::RangesFreed(_)
+            | NodeToClient::NoCalls { .. }
+            | NodeToClient::CallsEnded { .. }
             | NodeToClient::Evict { .. } => {}
         }
     }

@@ -7,15 +7,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
+use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use client_core::{ClientCore, Reading};
 use cluster_proto::Codec;
 use cluster_store::segment::{Arena, ReadBuf, ReadMapping};
 use cluster_store::slots::ExecutorPage;
-use cluster_types::client_node::{NO_SLOT, Welcome};
+use cluster_types::client_node::{CallReport, NO_SLOT, Welcome};
 use cluster_types::query::QueryReply;
-use cluster_types::{ClientId, Failure, FailureKind, Map, ObjectId, SegmentId};
+use cluster_types::{ClientId, Failure, FailureKind, Map, NodeToClient, ObjectId, SegmentId};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use rustix::net::SendFlags;
@@ -23,6 +24,7 @@ use rustix::net::SendFlags;
 use crate::ClientError;
 use crate::client::{Notice, Task};
 use crate::completion::Queue;
+use crate::direct::{Channel, ChannelWriter};
 use crate::helper::{Duty, Helper};
 use crate::reader::ReadHalf;
 use crate::spin::Spinning;
@@ -111,6 +113,18 @@ pub(crate) struct Inner {
     pub(crate) cancels: Map<u64, String>,
     /// Tags to cancel that [`crate::Work::Cancel`] was not made of yet: of calls that run at once with others.
     pub(crate) to_cancel: VecDeque<u64>,
+    /// Sockets to actors and from callers.
+    pub(crate) channels: Vec<Arc<Channel>>,
+    /// Who called what is queued or runs here, by tag; of calls that came straight from their callers.
+    pub(crate) callers: Map<u64, ClientId>,
+    /// What those submitted, by their tags.
+    pub(crate) children: Map<u64, Vec<ObjectId>>,
+    /// Answers to them.
+    pub(crate) answers: Vec<(ClientId, Vec<NodeToClient>)>,
+    /// Those that ended, for the task table …
+    pub(crate) reports: Vec<CallReport>,
+    /// … which is told then.
+    pub(crate) report_at: Option<Instant>,
     /// Completions in the outbox.
     pub(crate) gathered: usize,
     pub(crate) lost: Option<ClientError>,
@@ -118,12 +132,18 @@ pub(crate) struct Inner {
 }
 
 /// A task that an executor runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Current {
     pub(crate) tag: u64,
     pub(crate) slot: u16,
     pub(crate) task: cluster_types::TaskId,
     pub(crate) thread: ThreadId,
+    /// Who called, if the call came straight.
+    pub(crate) caller: Option<ClientId>,
+    /// Its name then, for the task table.
+    pub(crate) name: Option<Arc<str>>,
+    /// What this process had told its daemon when it began.
+    pub(crate) said: u64,
 }
 
 /// The sending side: messages are taken from the outbox and encoded under this lock, so that they leave in order.
@@ -132,6 +152,7 @@ pub(crate) struct WriteHalf {
     /// Encoded, not taken by the socket.
     pub(crate) buffer: BytesMut,
     pub(crate) broken: bool,
+    pub(crate) channels: Vec<ChannelWriter>,
 }
 
 impl Inner {
@@ -158,6 +179,12 @@ impl Inner {
             yields: Map::default(),
             cancels: Map::default(),
             to_cancel: VecDeque::new(),
+            channels: Vec::new(),
+            callers: Map::default(),
+            children: Map::default(),
+            answers: Vec::new(),
+            reports: Vec::new(),
+            report_at: None,
             gathered: 0,
             lost: None,
             duty: Duty::default(),
@@ -174,8 +201,8 @@ impl Inner {
     /// The task whose code does something: the one told, or the only one that runs.
     pub(crate) fn running(&self, within: Option<u64>) -> Option<Current> {
         match within {
-            Some(tag) => self.running.get(&tag).copied(),
-            None if self.running.len() == 1 => self.running.values().next().copied(),
+            Some(tag) => self.running.get(&tag).cloned(),
+            None if self.running.len() == 1 => self.running.values().next().cloned(),
             None => None,
         }
     }
@@ -248,7 +275,8 @@ impl Shared {
     /// Sends now or lets gather: the first message with nothing else in flight goes at once, others in batches.
     pub(crate) fn after_append(&self, inner: MutexGuard<'_, Inner>, alone: bool) {
         let outbox = inner.core.outbox();
-        if alone || outbox.len() >= GATHER_MESSAGES || outbox.bytes() >= GATHER_BYTES {
+        let messages = outbox.len() + inner.core.direct_len();
+        if alone || messages >= GATHER_MESSAGES || outbox.bytes() >= GATHER_BYTES {
             drop(inner);
             self.flush();
         } else {
@@ -264,27 +292,35 @@ impl Shared {
             return;
         }
         let mut write = self.write.lock();
+        self.send_leftovers(&mut write);
         loop {
             self.send(&mut write);
             // A full socket is no reason to encode more; the outbox is smaller than its encoding.
-            if !write.buffer.is_empty() {
-                return;
-            }
-            let batch = {
+            let is_full = !write.buffer.is_empty();
+            let (batch, said) = {
                 let mut inner = self.lock();
                 inner.flushes += 1;
                 inner.gathered = 0;
-                let batch = inner.core.take_batch();
+                let batch = if is_full { Vec::new() } else { inner.core.take_batch() };
                 self.reuse_freed(&mut inner);
-                batch
+                (batch, inner.take_said())
             };
-            if batch.is_empty() {
+            if batch.is_empty() && said.is_empty() {
                 return;
             }
-            let WriteHalf { codec, buffer, broken } = &mut *write;
+            if batch.is_empty() {
+                self.send_said(&mut write, said);
+                continue;
+            }
+            let WriteHalf { codec, buffer, broken, .. } = &mut *write;
             if !*broken {
                 codec.frame_client_messages(&batch, buffer);
                 self.unsent.store(buffer.len(), Ordering::Relaxed);
+            }
+            if !said.is_empty() {
+                // What the daemon is told comes before what actors and callers are.
+                self.send(&mut write);
+                self.send_said(&mut write, said);
             }
         }
     }

@@ -188,7 +188,7 @@ impl Shared {
                 self.flush();
                 continue;
             }
-            if !inner.core.outbox().is_empty() {
+            if inner.core.has_messages() || !inner.answers.is_empty() {
                 drop(inner);
                 self.flush();
                 // What came while the lock was free may end the wait.

@@ -87,7 +87,7 @@ fn tasks_are_claimed_run_and_reported() {
     assert!(client.take_cancel() && !client.take_cancel());
     client.leave_user_code();
     assert_eq!(client.cancel_reason(1, Duration::ZERO), None);
-    daemon.say(&[NodeToClient::Cancel { tag: 1, reason: "by a test".to_owned() }]);
+    daemon.say(&[NodeToClient::Cancel { tag: 1, reason: "by a test".to_owned(), recursive: false }]);
     assert_eq!(client.cancel_reason(1, Duration::from_secs(10)).as_deref(), Some("by a test"));
     client.complete(1, Ok(vec![(small(b"done"), Refs::new())]), 12).unwrap();
     assert_eq!(page.state(1), SlotState::Empty);
@@ -273,7 +273,7 @@ fn a_call_that_runs_at_once_with_others_is_told_to_stop_and_so_are_its_waits() {
     next(&client).unwrap();
     next(&client).unwrap();
     let child = client.submit(fake::call(&template("never"), b""), &mut || Ok(())).unwrap()[0];
-    let cancel = |tag| NodeToClient::Cancel { tag, reason: "by a test".to_owned() };
+    let cancel = |tag| NodeToClient::Cancel { tag, reason: "by a test".to_owned(), recursive: false };
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| client.get_within(Some(1001), &[child], soon(), &mut || Ok(())));
         daemon.hears(|m| matches!(m, ClientToNode::Blocked { tag: 1001, .. }).then_some(()));

@@ -64,6 +64,7 @@ impl Head {
             self.objects.doubt(ix);
         }
         for task in self.tasks.submitted_by(client) {
+            self.fail_direct(task, why);
             if !self.results_are_reachable(task) {
                 self.drop_task(task, why);
             }

@@ -169,6 +169,7 @@ impl Head {
                 }
                 None
             }
+            TaskState::Direct => None,
             TaskState::HandedOut { node, .. } => {
                 if let Some(state) = self.nodes.get_mut(node) {
                     state.attempts.remove(&ix);

@@ -152,6 +152,11 @@ impl Head {
                 }
             }
             NodeToHead::Submit(spec) => self.submit(ix, spec),
+            NodeToHead::Expect(spec) => self.expect(ix, spec),
+            NodeToHead::PutFailed { object, failure } => self.put_failed(ix, object, failure),
+            NodeToHead::SubmitAgain { spec, may_have_run } => self.submit_again(ix, spec, may_have_run),
+            NodeToHead::Called(calls) => self.called(ix, calls),
+            NodeToHead::Promote(on) => self.promote(&on),
             NodeToHead::Escaped { object, size, inline, contains } => {
                 self.escaped(ix, object, size, inline, contains);
             }

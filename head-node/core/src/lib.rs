@@ -20,6 +20,7 @@ mod calls;
 mod cancel;
 mod clients;
 mod complete;
+mod direct;
 pub mod event;
 mod groups;
 pub mod head;

@@ -68,7 +68,7 @@ impl Head {
     }
 
     /// Promotes the tasks that make these, and what those wait for, transitively.
-    fn promote(&mut self, objects: &[ObjectId]) {
+    pub(crate) fn promote(&mut self, objects: &[ObjectId]) {
         let mut to_look_at: Vec<ObjectId> = objects.to_vec();
         while let Some(id) = to_look_at.pop() {
             let id = self.awaited(id);
@@ -96,6 +96,7 @@ impl Head {
             TaskState::Waiting { .. }
             | TaskState::Leased { .. }
             | TaskState::AtActor
+            | TaskState::Direct
             | TaskState::HandedOut { .. }
             | TaskState::Reserving
             | TaskState::Alive { .. } => {}

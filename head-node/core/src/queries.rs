@@ -245,6 +245,10 @@ impl Head {
             TaskState::AtActor => {
                 "it waits until its actor is there and has ended the calls before it".to_owned()
             }
+            TaskState::Direct => {
+                "it went straight to its actor on the node of its caller, and has not been answered"
+                    .to_owned()
+            }
             TaskState::Alive { node, since, .. } => format!(
                 "the actor it made lives on node {} since {:.1} s",
                 self.nodes.name(*node),
@@ -327,7 +331,7 @@ fn state_name(task: &Task) -> &'static str {
         TaskState::Waiting { .. } => "waiting",
         TaskState::Queued { .. } => "queued",
         TaskState::Prefetched { .. } => "prefetched",
-        TaskState::Leased { .. } | TaskState::HandedOut { .. } => "running",
+        TaskState::Leased { .. } | TaskState::HandedOut { .. } | TaskState::Direct => "running",
         TaskState::AtActor | TaskState::Reserving => "queued",
         TaskState::Alive { .. } => "alive",
     }

@@ -26,6 +26,11 @@ impl Head {
         if self.tasks.ended(spec.id) {
             return;
         }
+        self.enter(node, spec, None);
+    }
+
+    /// Enters a new task: into that state, or wherever it belongs.
+    pub(crate) fn enter(&mut self, node: NodeIx, spec: TaskSpec, state: Option<TaskState>) {
         if let Err(reason) = self.check_spec(node, &spec) {
             self.reject(node, &spec, &reason);
             return;
@@ -71,6 +76,12 @@ impl Head {
                 object.tasks += 1;
                 object.function |= held == spec.template.function && spec.called_actor().is_none();
             }
+        }
+        if let Some(state) = state {
+            if let Some(task) = self.tasks.get_mut(task_ix) {
+                task.state = state;
+            }
+            return;
         }
         self.enter_actor(&spec, task_ix);
         let mut missing = 0;

@@ -28,6 +28,8 @@ pub(crate) enum TaskState {
     HandedOut { node: NodeIx, since: Time },
     /// A placement group that lacks leases for its bundles.
     Reserving,
+    /// A call that its client sends to the actor itself, and whose result others know of.
+    Direct,
     /// It made an actor, which lives in its lease.
     Alive { node: NodeIx, since: Time, lease: Lease },
 }

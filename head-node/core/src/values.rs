@@ -16,7 +16,14 @@ impl Head {
         inline: Option<Bytes>,
         contains: Refs,
     ) {
-        if !id.is_put() || !self.is_attached(id.client, node) {
+        // The maker is not on the node that speaks, or gone: nobody has heard of it, and nobody will.
+        if !self.is_attached(id.client, node) {
+            if self.objects.find(id).is_none() {
+                self.to_free.entry(node).or_default().push(id);
+            }
+            return;
+        }
+        if !id.is_put() && self.expected_value(node, id, size, inline.clone(), contains.clone()) {
             return;
         }
         let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);

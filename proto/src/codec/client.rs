@@ -83,6 +83,33 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
         ClientToNode::Kill { actor, restart } => {
             Kind::Kill(v1::KillActor { actor: Some((*actor).into()), restart: *restart })
         }
+        ClientToNode::OpenCalls(actor) => Kind::OpenCalls((*actor).into()),
+        ClientToNode::Expect(spec) => Kind::Expect(spec_to_wire(spec, templates)),
+        ClientToNode::PutFailed { object, failure } => Kind::PutFailed(v1::PutFailed {
+            object: Some((*object).into()),
+            failure: Some(failure_to_wire(failure)),
+        }),
+        ClientToNode::SubmitAgain { spec, may_have_run } => Kind::SubmitAgain(v1::SubmitAgain {
+            spec: Some(spec_to_wire(spec, templates)),
+            may_have_run: *may_have_run,
+        }),
+        ClientToNode::CancelCall { actor, task, reason, recursive } => Kind::CancelCall(v1::CancelCall {
+            actor: Some((*actor).into()),
+            client: task.client.0,
+            seq: task.seq,
+            reason: reason.clone(),
+            recursive: *recursive,
+        }),
+        ClientToNode::Answered { task, result } => Kind::Answered(v1::Answered {
+            client: task.client.0,
+            seq: task.seq,
+            result: Some(match result {
+                Ok(results) => v1::answered::Result::Ok(results_to_wire(results)),
+                Err(failure) => v1::answered::Result::Failed(failure_to_wire(failure)),
+            }),
+        }),
+        ClientToNode::Called(calls) => Kind::Called(calls_to_wire(calls)),
+        ClientToNode::Left { reason } => Kind::Left(reason.clone()),
         ClientToNode::Goodbye => Kind::Goodbye(v1::Nothing {}),
     };
     v1::ClientToNode { kind: Some(kind) }
@@ -139,6 +166,31 @@ pub(super) fn from_client(
             actor: wire.actor.required("KillActor.actor")?.into(),
             restart: wire.restart,
         },
+        Kind::OpenCalls(actor) => ClientToNode::OpenCalls(actor.into()),
+        Kind::Expect(wire) => ClientToNode::Expect(spec(reading, wire)?),
+        Kind::PutFailed(wire) => ClientToNode::PutFailed {
+            object: wire.object.required("PutFailed.object")?.into(),
+            failure: failure(reading, wire.failure.required("PutFailed.failure")?)?,
+        },
+        Kind::SubmitAgain(wire) => ClientToNode::SubmitAgain {
+            spec: spec(reading, wire.spec.required("SubmitAgain.spec")?)?,
+            may_have_run: wire.may_have_run,
+        },
+        Kind::CancelCall(wire) => ClientToNode::CancelCall {
+            actor: wire.actor.required("CancelCall.actor")?.into(),
+            task: task_id("CancelCall.seq", wire.client, wire.seq)?,
+            reason: wire.reason,
+            recursive: wire.recursive,
+        },
+        Kind::Answered(wire) => ClientToNode::Answered {
+            task: task_id("Answered.seq", wire.client, wire.seq)?,
+            result: match wire.result.required("Answered.result")? {
+                v1::answered::Result::Ok(ok) => Ok(results(reading, ok)?),
+                v1::answered::Result::Failed(failed) => Err(failure(reading, failed)?),
+            },
+        },
+        Kind::Called(wire) => ClientToNode::Called(calls(wire)?),
+        Kind::Left(reason) => ClientToNode::Left { reason },
         Kind::Goodbye(_) => ClientToNode::Goodbye,
     })
 }
@@ -175,12 +227,18 @@ fn executor_result(reading: &Reading<'_>, wire: v1::ExecutorResult) -> Result<Ex
     })
 }
 
+fn results_to_wire(results: &[ExecutorResult]) -> v1::ExecutorResults {
+    v1::ExecutorResults { results: results.iter().map(executor_result_to_wire).collect() }
+}
+
+fn results(reading: &Reading<'_>, wire: v1::ExecutorResults) -> Result<Vec<ExecutorResult>, WireError> {
+    wire.results.into_iter().map(|result| executor_result(reading, result)).collect()
+}
+
 fn completion_to_wire(completion: &Completion) -> v1::Completion {
     use v1::completion::Result as Wire;
     let result = match &completion.result {
-        Ok(results) => {
-            Wire::Ok(v1::ExecutorResults { results: results.iter().map(executor_result_to_wire).collect() })
-        }
+        Ok(results) => Wire::Ok(results_to_wire(results)),
         Err(ExecutorFailure { failure, retryable }) => Wire::Failed(v1::ExecutorFailure {
             failure: Some(failure_to_wire(failure)),
             retryable: *retryable,
@@ -192,11 +250,7 @@ fn completion_to_wire(completion: &Completion) -> v1::Completion {
 fn completion(reading: &Reading<'_>, wire: v1::Completion) -> Result<Completion, WireError> {
     use v1::completion::Result as Wire;
     let result = match wire.result.required("Completion.result")? {
-        Wire::Ok(ok) => Ok(ok
-            .results
-            .into_iter()
-            .map(|result| executor_result(reading, result))
-            .collect::<Result<_, WireError>>()?),
+        Wire::Ok(ok) => Ok(results(reading, ok)?),
         Wire::Failed(failed) => Err(ExecutorFailure {
             failure: failure(reading, failed.failure.required("ExecutorFailure.failure")?)?,
             retryable: failed.retryable,
@@ -238,9 +292,20 @@ pub(super) fn to_client(message: &NodeToClient, templates: &mut TemplateWriter) 
         NodeToClient::Evict { object } => Kind::Evict((*object).into()),
         NodeToClient::RecallMemory => Kind::RecallMemory(v1::Nothing {}),
         NodeToClient::Run(run) => Kind::Run(run_to_wire(run, templates)),
-        NodeToClient::Cancel { tag, reason } => {
-            Kind::Cancel(v1::CancelTag { tag: *tag, reason: reason.clone() })
+        NodeToClient::Cancel { tag, reason, recursive } => {
+            Kind::Cancel(v1::CancelTag { tag: *tag, reason: reason.clone(), recursive: *recursive })
         }
+        NodeToClient::Calls { actor, in_order } => {
+            Kind::Calls(v1::Calls { actor: Some((*actor).into()), in_order: *in_order })
+        }
+        NodeToClient::NoCalls { actor } => Kind::NoCalls((*actor).into()),
+        NodeToClient::CallsEnded { actor, why } => {
+            Kind::CallsEnded(v1::CallsEnded { actor: Some((*actor).into()), why: why.clone() })
+        }
+        NodeToClient::Serve { caller, in_order } => {
+            Kind::Serve(v1::Serve { caller: caller.0, in_order: *in_order })
+        }
+        NodeToClient::CallerGone(caller) => Kind::CallerGone(caller.0),
         NodeToClient::Exit => Kind::Exit(v1::Nothing {}),
         NodeToClient::Log(lines) => Kind::Log(v1::LogLines { lines: log_lines_to_wire(lines) }),
         NodeToClient::Notice { text } => Kind::Notice(text.clone()),
@@ -291,7 +356,18 @@ pub(super) fn from_node(
         Kind::Evict(object) => NodeToClient::Evict { object: object.into() },
         Kind::RecallMemory(_) => NodeToClient::RecallMemory,
         Kind::Run(wire) => NodeToClient::Run(Box::new(run(reading, wire)?)),
-        Kind::Cancel(wire) => NodeToClient::Cancel { tag: wire.tag, reason: wire.reason },
+        Kind::Cancel(wire) => {
+            NodeToClient::Cancel { tag: wire.tag, reason: wire.reason, recursive: wire.recursive }
+        }
+        Kind::Calls(wire) => {
+            NodeToClient::Calls { actor: wire.actor.required("Calls.actor")?.into(), in_order: wire.in_order }
+        }
+        Kind::NoCalls(actor) => NodeToClient::NoCalls { actor: actor.into() },
+        Kind::CallsEnded(wire) => {
+            NodeToClient::CallsEnded { actor: wire.actor.required("CallsEnded.actor")?.into(), why: wire.why }
+        }
+        Kind::Serve(wire) => NodeToClient::Serve { caller: ClientId(wire.caller), in_order: wire.in_order },
+        Kind::CallerGone(caller) => NodeToClient::CallerGone(ClientId(caller)),
         Kind::Exit(_) => NodeToClient::Exit,
         Kind::Log(wire) => NodeToClient::Log(log_lines(wire.lines)?),
         Kind::Notice(text) => NodeToClient::Notice { text },

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cluster_types::client_node::{Cancellation, LogLine};
+use cluster_types::client_node::{CallReport, Cancellation, LogLine};
 use cluster_types::ids::MAX_SEQ;
 use cluster_types::{
     Amount, Attempt, ClientId, ClientKind, Failure, FailureKind, GpuShare, INLINE_MAX, JobId, JobInfo, Lease,
@@ -96,6 +96,29 @@ pub(super) fn objects<C: FromIterator<ObjectId>>(field: &'static str, bytes: &By
         return Err(WireError::Invalid { field, problem });
     }
     Ok(ids.iter().copied().map(ObjectId::from_bytes).collect())
+}
+
+pub(super) fn calls_to_wire(calls: &[CallReport]) -> v1::CallReports {
+    let call = |call: &CallReport| v1::CallReport {
+        client: call.task.client.0,
+        seq: call.task.seq,
+        name: call.name.to_string(),
+        micros: call.micros,
+        error: call.error.as_deref().map(str::to_owned),
+    };
+    v1::CallReports { calls: calls.iter().map(call).collect() }
+}
+
+pub(super) fn calls(wire: v1::CallReports) -> Result<Vec<CallReport>, WireError> {
+    let call = |wire: v1::CallReport| {
+        Ok(CallReport {
+            task: task_id("CallReport.seq", wire.client, wire.seq)?,
+            name: wire.name.into(),
+            micros: wire.micros,
+            error: wire.error.map(Into::into),
+        })
+    };
+    wire.calls.into_iter().map(call).collect()
 }
 
 // ---- places and resources

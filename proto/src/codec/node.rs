@@ -66,6 +66,17 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         }),
         NodeToHead::ClientGone { client } => Kind::ClientGone(client.0),
         NodeToHead::Submit(spec) => Kind::Submit(spec_to_wire(spec, templates)),
+        NodeToHead::Expect(spec) => Kind::Expect(spec_to_wire(spec, templates)),
+        NodeToHead::PutFailed { object, failure } => Kind::PutFailed(v1::PutFailed {
+            object: Some((*object).into()),
+            failure: Some(failure_to_wire(failure)),
+        }),
+        NodeToHead::SubmitAgain { spec, may_have_run } => Kind::SubmitAgain(v1::SubmitAgain {
+            spec: Some(spec_to_wire(spec, templates)),
+            may_have_run: *may_have_run,
+        }),
+        NodeToHead::Called(calls) => Kind::Called(calls_to_wire(calls)),
+        NodeToHead::Promote(on) => Kind::Promote(objects_to_wire(on)),
         NodeToHead::Escaped { object, size, inline, contains } => Kind::Escaped(v1::Escaped {
             object: Some((*object).into()),
             size: *size,
@@ -135,6 +146,17 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         },
         Kind::ClientGone(client) => NodeToHead::ClientGone { client: ClientId(client) },
         Kind::Submit(wire) => NodeToHead::Submit(spec(reading, wire)?),
+        Kind::Expect(wire) => NodeToHead::Expect(spec(reading, wire)?),
+        Kind::PutFailed(wire) => NodeToHead::PutFailed {
+            object: wire.object.required("PutFailed.object")?.into(),
+            failure: failure(reading, wire.failure.required("PutFailed.failure")?)?,
+        },
+        Kind::SubmitAgain(wire) => NodeToHead::SubmitAgain {
+            spec: spec(reading, wire.spec.required("SubmitAgain.spec")?)?,
+            may_have_run: wire.may_have_run,
+        },
+        Kind::Called(wire) => NodeToHead::Called(calls(wire)?),
+        Kind::Promote(on) => NodeToHead::Promote(objects("NodeToHead.promote", &on)?),
         Kind::Escaped(wire) => NodeToHead::Escaped {
             object: wire.object.required("Escaped.object")?.into(),
             size: wire.size,

@@ -81,9 +81,11 @@ fn kind_to_wire(kind: &TaskKind) -> v1::task_template::Kind {
             is_async: traits.is_async,
             handle: traits.handle.clone(),
         }),
-        TaskKind::Method { method, group } => {
-            Kind::Method(v1::Method { method: method.to_string(), group: group.to_string() })
-        }
+        TaskKind::Method { method, group, concurrent } => Kind::Method(v1::Method {
+            method: method.to_string(),
+            group: group.to_string(),
+            concurrent: *concurrent,
+        }),
         TaskKind::Group(traits) => Kind::Group(placement::group_to_wire(traits)),
     }
 }
@@ -105,7 +107,11 @@ fn kind_from_wire(wire: Option<v1::task_template::Kind>) -> Result<TaskKind, Wir
                 handle: traits.handle,
             }))
         }
-        Kind::Method(wire) => TaskKind::Method { method: wire.method.into(), group: wire.group.into() },
+        Kind::Method(wire) => TaskKind::Method {
+            method: wire.method.into(),
+            group: wire.group.into(),
+            concurrent: wire.concurrent,
+        },
         Kind::Group(wire) => TaskKind::Group(Arc::new(placement::group(wire)?)),
     })
 }

@@ -121,8 +121,11 @@ fn kind() -> impl Strategy<Value = TaskKind> {
     prop_oneof![
         Just(TaskKind::Function),
         traits.prop_map(|traits| TaskKind::Actor(Arc::new(traits))),
-        (text(), text())
-            .prop_map(|(method, group)| TaskKind::Method { method: method.into(), group: group.into() }),
+        (text(), text(), any::<bool>()).prop_map(|(method, group, concurrent)| TaskKind::Method {
+            method: method.into(),
+            group: group.into(),
+            concurrent
+        }),
         group().prop_map(|traits| TaskKind::Group(Arc::new(traits))),
     ]
 }
@@ -309,14 +312,34 @@ fn cancellation() -> impl Strategy<Value = Cancellation> {
     })
 }
 
+fn calls() -> impl Strategy<Value = Vec<CallReport>> {
+    let call = (task(), text(), any::<u64>(), option::of(text().prop_map(Arc::<str>::from)))
+        .prop_map(|(task, name, micros, error)| CallReport { task, name: name.into(), micros, error });
+    vec(call, 0..3)
+}
+
 fn client_to_node() -> impl Strategy<Value = ClientToNode> {
     use ClientToNode as M;
-    let completion_ok =
-        vec((put_value(), refs()).prop_map(|(value, contains)| ExecutorResult { value, contains }), 0..3);
+    let results =
+        || vec((put_value(), refs()).prop_map(|(value, contains)| ExecutorResult { value, contains }), 0..3);
     let completion_failed =
         (failure(), any::<bool>()).prop_map(|(failure, retryable)| ExecutorFailure { failure, retryable });
-    let result = prop_oneof![completion_ok.prop_map(Ok), completion_failed.prop_map(Err)];
+    let result = prop_oneof![results().prop_map(Ok), completion_failed.prop_map(Err)];
+    let answer = prop_oneof![results().prop_map(Ok), failure().prop_map(Err)];
+    let of_calls = prop_oneof![
+        object().prop_map(M::OpenCalls),
+        spec().prop_map(M::Expect),
+        (object(), failure()).prop_map(|(object, failure)| M::PutFailed { object, failure }),
+        (spec(), any::<bool>()).prop_map(|(spec, may_have_run)| M::SubmitAgain { spec, may_have_run }),
+        (object(), task(), text(), any::<bool>()).prop_map(|(actor, task, reason, recursive)| {
+            M::CancelCall { actor, task, reason, recursive }
+        }),
+        (task(), answer).prop_map(|(task, result)| M::Answered { task, result }),
+        calls().prop_map(M::Called),
+        text().prop_map(|reason| M::Left { reason }),
+    ];
     prop_oneof![
+        of_calls,
         spec().prop_map(M::Submit),
         (object(), put_value(), refs()).prop_map(|(object, value, contains)| M::Put {
             object,
@@ -384,7 +407,16 @@ fn node_to_client() -> impl Strategy<Value = NodeToClient> {
         object().prop_map(|object| M::Evict { object }),
         Just(M::RecallMemory),
         run,
-        (any::<u64>(), text()).prop_map(|(tag, reason)| M::Cancel { tag, reason }),
+        (any::<u64>(), text(), any::<bool>()).prop_map(|(tag, reason, recursive)| M::Cancel {
+            tag,
+            reason,
+            recursive
+        }),
+        (object(), any::<bool>()).prop_map(|(actor, in_order)| M::Calls { actor, in_order }),
+        object().prop_map(|actor| M::NoCalls { actor }),
+        (object(), text()).prop_map(|(actor, why)| M::CallsEnded { actor, why }),
+        (client(), any::<bool>()).prop_map(|(caller, in_order)| M::Serve { caller, in_order }),
+        client().prop_map(M::CallerGone),
         Just(M::Exit),
         vec(log_line(), 0..3).prop_map(M::Log),
         text().prop_map(|text| M::Notice { text }),
@@ -419,6 +451,11 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
             .prop_map(|(client, kind, job, pid)| M::ClientAttached { client, kind, job, pid }),
         client().prop_map(|client| M::ClientGone { client }),
         spec().prop_map(M::Submit),
+        spec().prop_map(M::Expect),
+        (object(), failure()).prop_map(|(object, failure)| M::PutFailed { object, failure }),
+        (spec(), any::<bool>()).prop_map(|(spec, may_have_run)| M::SubmitAgain { spec, may_have_run }),
+        calls().prop_map(M::Called),
+        list().prop_map(M::Promote),
         (object(), any::<u64>(), option::of(bytes(100)), refs())
             .prop_map(|(object, size, inline, contains)| M::Escaped { object, size, inline, contains }),
         (client(), list()).prop_map(|(client, objects)| M::Hold { client, objects }),

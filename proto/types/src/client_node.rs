@@ -150,6 +150,52 @@ pub enum ClientToNode {
         /// Whether it may be made anew, if it has restarts left.
         restart: bool,
     },
+    /// Connect me with the executor of this actor, if it lives on this node: calls then go straight to it. Answered by
+    /// `Calls` or `NoCalls`.
+    OpenCalls(ObjectId),
+    /// A call that the client sent, or will send, to its actor by itself; it is about to name its result. What comes of
+    /// it is said by `Put` and `Escape`, by `PutFailed`, by the executor's `Answered`, or it is `SubmitAgain`.
+    Expect(TaskSpec),
+    /// A result of the client's own, of a call that went straight to its actor, is this failure.
+    PutFailed {
+        /// The result.
+        object: ObjectId,
+        /// Why there is no value.
+        failure: Failure,
+    },
+    /// A call that went straight to an actor that is no more: it goes by the head now, whether `Expect`ed or not.
+    SubmitAgain {
+        /// The call.
+        spec: TaskSpec,
+        /// It may have run: that was one of its tries.
+        may_have_run: bool,
+    },
+    /// Stop a call that went straight to its actor.
+    CancelCall {
+        /// The actor.
+        actor: ObjectId,
+        /// The call.
+        task: TaskId,
+        /// For the error.
+        reason: String,
+        /// What it submitted, too.
+        recursive: bool,
+    },
+    /// An actor's executor: a call that came straight from a client of this node returned something that cannot go back
+    /// the same way, because it lies in the store, has refs inside, or must not overtake what this process said.
+    Answered {
+        /// The call.
+        task: TaskId,
+        /// As in [`Completion`].
+        result: Result<Vec<ExecutorResult>, Failure>,
+    },
+    /// An actor's executor: calls that came straight from clients and have ended, for the task table.
+    Called(Vec<CallReport>),
+    /// An actor's executor: `exit_actor` was called in a call that came straight from a client.
+    Left {
+        /// For the errors of its calls.
+        reason: String,
+    },
     /// A whole line that user code printed.
     Log(LogLine),
     /// A question; answered by `Reply` with the same number.
@@ -161,6 +207,19 @@ pub enum ClientToNode {
     },
     /// The client ends by itself; everything it held is dropped.
     Goodbye,
+}
+
+/// A call that went straight from its caller to its actor, and has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallReport {
+    /// The call.
+    pub task: TaskId,
+    /// For people.
+    pub name: Arc<str>,
+    /// How long user code ran, in microseconds.
+    pub micros: u64,
+    /// Why it failed; `None`: it did not.
+    pub error: Option<Arc<str>>,
 }
 
 /// The wish that a task ends.
@@ -315,11 +374,42 @@ pub enum NodeToClient {
     Run(Box<RunTask>),
     /// Stop the task under this tag if it is the one running (rule E3).
     Cancel {
-        /// From `Run`.
+        /// From `Run`, or [`direct_tag`].
         tag: u64,
         /// Who asked, for the error.
         reason: String,
+        /// What it submitted is to be cancelled by this process. (Of tasks that came from the head, the head does it.)
+        recursive: bool,
     },
+    /// With a descriptor: a socket whose other end the actor's executor has. Calls may be sent on it as `Submit`; they
+    /// are answered on it by `Finished`, or by the daemon.
+    Calls {
+        /// The actor.
+        actor: ObjectId,
+        /// It takes calls one after the other.
+        in_order: bool,
+    },
+    /// The actor is not on this node, or this client can share no socket.
+    NoCalls {
+        /// The actor.
+        actor: ObjectId,
+    },
+    /// The actor that `Calls` named is no more, and the head knows. Calls that were not answered are the client's again.
+    CallsEnded {
+        /// The actor.
+        actor: ObjectId,
+        /// For errors: `actor NAME (ID) died: …`.
+        why: String,
+    },
+    /// With a descriptor, for an actor's executor: calls of this client come on it.
+    Serve {
+        /// The caller.
+        caller: ClientId,
+        /// The actor takes calls one after the other.
+        in_order: bool,
+    },
+    /// This caller is gone: nobody reads answers to it.
+    CallerGone(ClientId),
     /// No more work will come: end.
     Exit,
     /// Lines printed by executors of the client's job.
@@ -375,6 +465,22 @@ impl From<&Outcome> for FinishedOutcome {
 
 /// In [`RunTask::slot`]: a call of an actor that runs several at once.
 pub const NO_SLOT: u16 = u16::MAX;
+
+/// In what an executor keeps of a task: a call that came straight from its caller, of an actor that takes them in order.
+pub const DIRECT_SLOT: u16 = u16::MAX - 1;
+
+/// The tag of a call that goes straight to its actor: caller, daemon and executor name it the same without telling each
+/// other. Above all tags that daemons give out, and below 2^62.
+pub fn direct_tag(task: TaskId) -> u64 {
+    // SplitMix64's finalizer (Steele, Lea, Flood 2014): equal tags of two calls at one actor are as good as impossible.
+    let mut mixed = task.client.0 ^ task.seq.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    DIRECT_BIT | ((mixed ^ (mixed >> 31)) & (DIRECT_BIT - 1))
+}
+
+/// Set in every [`direct_tag`], and in no other.
+pub const DIRECT_BIT: u64 = 1 << 61;
 
 /// A task for an executor, with its arguments.
 #[derive(Clone, Debug, PartialEq)]

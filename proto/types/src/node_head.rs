@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::client_node::{Cancellation, FinishedOutcome, JobInfo, LogLine};
+use crate::client_node::{CallReport, Cancellation, FinishedOutcome, JobInfo, LogLine};
 use crate::query::{Query, QueryReply, StoreUsage};
 use crate::{
     Attempt, ClientId, ClientKind, Failure, Incarnation, JobId, Lease, Located, NodeId, ObjectId, Outcome,
@@ -66,8 +66,30 @@ pub enum NodeToHead {
     },
     /// A client submitted this.
     Submit(TaskSpec),
+    /// A client sends this call to its actor by itself, and is about to name its result (see
+    /// [`crate::ClientToNode::Expect`]).
+    Expect(TaskSpec),
+    /// What a client's call came to, which it sent by itself.
+    PutFailed {
+        /// The result.
+        object: ObjectId,
+        /// Why there is no value.
+        failure: Failure,
+    },
+    /// A call that its client sent by itself in vain: it is the head's now.
+    SubmitAgain {
+        /// The call.
+        spec: TaskSpec,
+        /// That was one of its tries.
+        may_have_run: bool,
+    },
+    /// These calls went from clients of this node straight to an actor of this node, and have ended. For people: the
+    /// callers have their answers.
+    Called(Vec<CallReport>),
+    /// A call that went straight to its actor waits for these; what makes them goes first (rule S4).
+    Promote(Vec<ObjectId>),
     /// A put escaped its process, or a task's payload or function is about to be used: the head may be asked for it.
-    /// The maker is its first holder.
+    /// Or a value that a call came to, which went straight to its actor. The maker is its first holder.
     Escaped {
         /// The object; `object.client` is the holder.
         object: ObjectId,

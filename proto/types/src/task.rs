@@ -79,6 +79,8 @@ pub enum TaskKind {
         method: Arc<str>,
         /// The concurrency group; empty: the default one.
         group: Arc<str>,
+        /// The actor runs several calls at once, as far as the caller knows: none has to wait for another's end.
+        concurrent: bool,
     },
     /// Resources are set aside, all or none, for tasks and actors that name the group: no code runs. The task ends when
     /// all are there; its one result, whose value is its payload, names the group from the submission on. The head holds

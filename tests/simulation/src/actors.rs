@@ -46,7 +46,7 @@ impl World {
             process.refs.iter().copied().filter(|handle| self.actors.contains(handle)).collect();
         let Some(&actor) = self.random.pick(&handles) else { return false };
         let retries = self.random.between(0, 1) as i32;
-        let kind = TaskKind::Method { method: "call".into(), group: "".into() };
+        let kind = TaskKind::Method { method: "call".into(), group: "".into(), concurrent: false };
         let template = self.actor_template("Actor.call", actor, kind, retries);
         let deps = self.some_refs(client, 1);
         if self.plan.streams && self.random.one_in(4) {

@@ -511,7 +511,7 @@ impl World {
             Effect::EndExecutor { executor, .. } => {
                 self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")
             }
-            Effect::Interrupt { .. } => {}
+            Effect::Interrupt { .. } | Effect::JoinCalls { .. } => {}
             Effect::Revoke { executor, tag, .. } => {
                 let slot =
                     host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));

@@ -35,14 +35,25 @@ pub(crate) struct Actor {
     pub(crate) in_order: bool,
     /// Calls that its executor was not sent yet, in the order they came.
     pub(crate) queue: VecDeque<TaskId>,
+    /// Clients of this node that call it past this daemon.
+    pub(crate) callers: Vec<ClientId>,
     /// Somebody wants it to end, for this reason.
     ending: Option<String>,
 }
 
 impl Actor {
     /// For people; the SDK reads the id from it.
-    fn title(&self) -> String {
-        format!("actor {} ({})", self.class, self.task.result(0))
+    pub(crate) fn title(&self) -> String {
+        format!("actor {} ({})", self.class, self.handle())
+    }
+
+    pub(crate) fn handle(&self) -> ObjectId {
+        self.task.result(0)
+    }
+
+    /// Nobody wants it to end.
+    pub(crate) fn takes_calls(&self) -> bool {
+        self.ending.is_none()
     }
 }
 
@@ -81,6 +92,7 @@ impl Node {
             executor,
             in_order,
             queue: VecDeque::new(),
+            callers: Vec::new(),
             ending: None,
         };
         self.actors.insert(handle, actor);
@@ -191,20 +203,33 @@ impl Node {
         if let Err(failed) = &completion.result
             && failed.failure.kind == FailureKind::ActorDied
         {
-            // It called `exit_actor`: that is the actor's end, by its own wish.
-            let why = failed.failure.message.to_string();
-            let failure = failed.failure.clone();
+            let (why, failure) = (failed.failure.message.to_string(), failed.failure.clone());
             let Some(actor) = self.actors.remove(&handle) else { return };
             self.tell_actor_died(&actor, &why, Retry::No, effects);
             self.end_attempt(task, Some(client), Outcome::Failed(failure), Retry::No, micros, None, effects);
-            let sent = self.executors.get_mut(&executor).map(|known| std::mem::take(&mut known.sent));
-            self.lose_calls(&actor, sent.unwrap_or_default(), &[], &why, effects);
-            self.return_calls(actor.queue, effects);
-            self.end_executor(executor, effects);
-            return;
+            return self.leave(actor, &why, effects);
         }
         let (outcome, retry) = self.outcome_of(client, task, completion, effects);
         self.end_attempt(task, Some(client), outcome, retry, micros, None, effects);
+    }
+
+    /// `exit_actor` was called: that is the actor's end, by its own wish, and the head knows.
+    fn leave(&mut self, actor: Actor, why: &str, effects: &mut Vec<Effect>) {
+        let executor = actor.executor;
+        let sent = self.executors.get_mut(&executor).map(|known| std::mem::take(&mut known.sent));
+        self.end_calls(&actor, why, effects);
+        self.lose_calls(&actor, sent.unwrap_or_default(), &[], why, effects);
+        self.return_calls(actor.queue, effects);
+        self.end_executor(executor, effects);
+    }
+
+    /// The same, in a call that went past this daemon.
+    pub(crate) fn left(&mut self, client: ClientId, why: &str, effects: &mut Vec<Effect>) {
+        let Some(actor) = self.actor_of(client).and_then(|handle| self.actors.remove(&handle)) else {
+            return;
+        };
+        self.tell_actor_died(&actor, why, Retry::No, effects);
+        self.leave(actor, why, effects);
     }
 
     /// The head wants it to end. Its second `Done` comes when its process is gone.
@@ -248,6 +273,7 @@ impl Node {
             }
         };
         self.tell_actor_died(&actor, &why, retry, effects);
+        self.end_calls(&actor, &why, effects);
         self.lose_calls(&actor, gone.sent, unstarted, &why, effects);
         self.return_calls(actor.queue, effects);
     }
@@ -321,13 +347,21 @@ impl Node {
         if in_order {
             effects.push(Effect::Interrupt { executor, tag });
         }
-        self.tell_client(client, NodeToClient::Cancel { tag, reason: reason.to_owned() }, effects);
+        self.tell_client(
+            client,
+            NodeToClient::Cancel { tag, reason: reason.to_owned(), recursive: false },
+            effects,
+        );
     }
 
     /// No actor outlives the stream it was assigned on (FENCE-1).
     pub(crate) fn end_all_actors(&mut self, effects: &mut Vec<Effect>) {
-        let mut executors: Vec<u32> = self.actors.drain().map(|(_, actor)| actor.executor).collect();
-        executors.sort_unstable();
+        let mut actors: Vec<Actor> = self.actors.drain().map(|(_, actor)| actor).collect();
+        actors.sort_unstable_by_key(|actor| actor.executor);
+        for actor in &actors {
+            self.end_calls(actor, "its node was out of touch with the head", effects);
+        }
+        let executors: Vec<u32> = actors.iter().map(|actor| actor.executor).collect();
         for executor in executors {
             if let Some(known) = self.executors.get_mut(&executor) {
                 known.ending = true;

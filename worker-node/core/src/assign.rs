@@ -167,7 +167,8 @@ impl Node {
             effects.push(Effect::EndExecutor { executor, force: true });
         } else if let Some(client) = known.client {
             effects.push(Effect::Interrupt { executor, tag });
-            self.tell_client(client, NodeToClient::Cancel { tag, reason: reason.to_owned() }, effects);
+            let reason = reason.to_owned();
+            self.tell_client(client, NodeToClient::Cancel { tag, reason, recursive: false }, effects);
         }
     }
 

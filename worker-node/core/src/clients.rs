@@ -111,7 +111,7 @@ impl Node {
             }
             ClientToNode::Put { object, value, contains } => {
                 let known = self.objects.get(&object).is_some_and(Object::has_copy);
-                if object.client != client || !object.is_put() || known {
+                if object.client != client || known {
                     return; // Not its own, or said twice.
                 }
                 match self.check_value(client, &value) {
@@ -119,6 +119,33 @@ impl Node {
                     Err(lie) => self.part_with(client, &format!("it put {object}, but {lie}"), effects),
                 }
             }
+            ClientToNode::PutFailed { object, failure } => {
+                if object.client == client {
+                    self.tell_head(NodeToHead::PutFailed { object, failure }, effects);
+                }
+            }
+            ClientToNode::OpenCalls(actor) => self.open_calls(client, actor, effects),
+            ClientToNode::Expect(spec) => {
+                if spec.id.client == client {
+                    self.tell_head(NodeToHead::Expect(spec), effects);
+                }
+            }
+            ClientToNode::SubmitAgain { spec, may_have_run } => {
+                if spec.id.client == client {
+                    if self.config.head_may_restart {
+                        self.unfinished.insert(spec.id, spec.clone());
+                    }
+                    self.tell_head(NodeToHead::SubmitAgain { spec, may_have_run }, effects);
+                }
+            }
+            ClientToNode::CancelCall { actor, task, reason, recursive } => {
+                if task.client == client {
+                    self.cancel_call(actor, task, reason, recursive, effects);
+                }
+            }
+            ClientToNode::Answered { task, result } => self.answered(client, task, result, effects),
+            ClientToNode::Called(calls) => self.called(client, calls, effects),
+            ClientToNode::Left { reason } => self.left(client, &reason, effects),
             ClientToNode::Escape(objects) => {
                 for object in objects {
                     self.escape(client, object, effects);
@@ -166,6 +193,8 @@ impl Node {
                         self.revoke_queued(executor, effects);
                     }
                     self.tell_head(NodeToHead::Blocked { task, attempt, on }, effects);
+                } else {
+                    self.direct_call_waits(client, tag, on, effects);
                 }
             }
             ClientToNode::Unblocked { tag } => {
@@ -267,6 +296,7 @@ impl Node {
             self.freed(object, effects);
         }
         self.orphan_memory(client, effects);
+        self.caller_gone(client, effects);
         self.tell_head(NodeToHead::ClientGone { client }, effects);
     }
 }

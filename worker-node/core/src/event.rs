@@ -173,6 +173,18 @@ pub enum Effect {
         /// Which execution.
         tag: u64,
     },
+    /// Make a pair of connected sockets and give one end to each, with `Calls` and `Serve`: from here on the caller
+    /// calls the actor itself. If that cannot be done, tell the caller `NoCalls`.
+    JoinCalls {
+        /// A client of this node.
+        caller: ClientId,
+        /// The actor's executor.
+        executor: ClientId,
+        /// The actor.
+        actor: ObjectId,
+        /// It takes calls one after the other.
+        in_order: bool,
+    },
     /// Take back a pipelined task (rule S3). Answered by `Revoked`.
     Revoke {
         /// Which executor.

@@ -22,6 +22,7 @@ mod attempts;
 mod audit;
 mod catalogue;
 mod clients;
+mod direct;
 mod ending;
 pub mod event;
 mod executors;

@@ -124,7 +124,7 @@ impl Scene {
     }
 
     fn call(&mut self, seq: u64, deps: Refs) -> Vec<NodeToHead> {
-        let kind = TaskKind::Method { method: "add".into(), group: "".into() };
+        let kind = TaskKind::Method { method: "add".into(), group: "".into(), concurrent: false };
         let spec = self.spec(seq, kind, deps);
         let lease = Some(Lease::default());
         self.step(Event::FromHead(HeadToNode::Assign { spec, attempt: FIRST, lease, located: Vec::new() }))

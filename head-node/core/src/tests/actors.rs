@@ -36,7 +36,7 @@ fn living(scene: &mut Scene, traits: ActorTraits) -> Assigned {
 
 /// A call; `max_retries` is the actor's `max_task_retries`.
 fn call(scene: &mut Scene, actor: TaskId, max_retries: i32, deps: &[ObjectId]) -> TaskId {
-    let kind = TaskKind::Method { method: "add".into(), group: "".into() };
+    let kind = TaskKind::Method { method: "add".into(), group: "".into(), concurrent: false };
     let function = actor.result(0);
     let plain = scene.template("Counter.add", Resources::default());
     let template = TaskTemplate { kind, function, max_retries, ..(*plain).clone() };
@@ -444,7 +444,7 @@ fn nothing_is_handed_to_a_node_while_it_is_being_lost() {
     // On the actor's node: its caller's first call lacks an argument and goes with the caller.
     let caller = scene.executor(home, 50);
     let maker = scene.submit(&[]);
-    let kind = TaskKind::Method { method: "add".into(), group: "".into() };
+    let kind = TaskKind::Method { method: "add".into(), group: "".into(), concurrent: false };
     let plain = (*scene.template("Counter.add", Resources::default())).clone();
     let template = TaskTemplate { kind, function: actor.task.result(0), ..plain };
     let waits = scene.spec(caller, Arc::new(template.clone()), &[maker.result(0)]);

@@ -231,7 +231,7 @@ impl World {
             retry_exceptions: Bytes::new(),
             env_vars: Default::default(),
             strategy: Strategy::Default,
-            kind: TaskKind::Method { method: "method".into(), group: "".into() },
+            kind: TaskKind::Method { method: "method".into(), group: "".into(), concurrent: false },
             ..TaskTemplate::default()
         };
         self.submit_spec(n, b, d, JobId(u32::from(client(b).0 as u8 % 2)), template, c);

@@ -83,6 +83,11 @@ impl World {
             NodeToClient::Rejected { .. }
             | NodeToClient::Welcome(_)
             | NodeToClient::Cancel { .. }
+            | NodeToClient::Calls { .. }
+            | NodeToClient::NoCalls { .. }
+            | NodeToClient::CallsEnded { .. }
+            | NodeToClient::Serve { .. }
+            | NodeToClient::CallerGone(_)
             | NodeToClient::Log(_)
             | NodeToClient::Notice { .. }
             | NodeToClient::Item { .. }

@@ -27,7 +27,7 @@ impl World {
                     known.told_exit = true;
                 }
             }
-            Effect::Interrupt { .. } | Effect::WakeAt(_) => {}
+            Effect::Interrupt { .. } | Effect::JoinCalls { .. } | Effect::WakeAt(_) => {}
             Effect::Revoke { executor, slot, tag } => {
                 let mut won = false;
                 if let Some(known) = self.executors.get_mut(&executor) {

@@ -91,6 +91,11 @@ impl World {
             | NodeToHead::Cancel { .. }
             | NodeToHead::Yielded { .. }
             | NodeToHead::Taken { .. }
+            | NodeToHead::Expect(_)
+            | NodeToHead::PutFailed { .. }
+            | NodeToHead::SubmitAgain { .. }
+            | NodeToHead::Called(_)
+            | NodeToHead::Promote(_)
             | NodeToHead::Kill { .. } => {}
         }
     }

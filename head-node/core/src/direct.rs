@@ -1,0 +1,141 @@
+//! Calls that their clients send straight to actors (see worker-core's and client-core's modules of that kind).
+//!
+//! The head is told of one only when somebody else is about to hear of its result, when it went wrong, or, for people,
+//! when it has ended. A told one is in the task table in the state [`TaskState::Direct`]: nobody here runs it, and it
+//! ends when its client says what came of it. TASK-1 is the client's to keep: it asked itself.
+
+use cluster_types::client_node::CallReport;
+use cluster_types::{
+    Failure, FailureKind, ObjectId, Outcome, Refs, ResultValue, Span, TaskId, TaskResult, TaskSpec, Time,
+};
+use smallvec::smallvec;
+
+use bytes::Bytes;
+
+use crate::head::{Head, failure};
+use crate::objects::ObjectValue;
+use crate::slab::{NodeIx, TaskIx};
+use crate::tasks::{Ended, TaskState};
+
+impl Head {
+    /// A client is about to name the result of a call that it sends itself.
+    pub(crate) fn expect(&mut self, node: NodeIx, spec: TaskSpec) {
+        if spec.called_actor().is_none() || self.tasks.find(spec.id).is_some() {
+            return;
+        }
+        let known = |index| {
+            let value = self.objects.by_id(spec.id.result(index)).map(|object| &object.value);
+            matches!(value, Some(ObjectValue::Available { .. } | ObjectValue::Failed(_)))
+        };
+        // Its answer overtook it.
+        if (0..spec.template.num_returns).any(known) {
+            return;
+        }
+        self.enter(node, spec, Some(TaskState::Direct));
+    }
+
+    /// The call that will make this object, if a client sends it itself.
+    fn direct_maker(&self, object: ObjectId) -> Option<TaskIx> {
+        let ObjectValue::Pending(ix) = self.objects.by_id(object)?.value else { return None };
+        matches!(self.tasks.get(ix)?.state, TaskState::Direct).then_some(ix)
+    }
+
+    /// A value came to be known of which a client said that it was to come; false: none was.
+    pub(crate) fn expected_value(
+        &mut self,
+        node: NodeIx,
+        object: ObjectId,
+        size: u64,
+        inline: Option<Bytes>,
+        contains: Refs,
+    ) -> bool {
+        let Some(ix) = self.direct_maker(object) else { return false };
+        let value = match inline {
+            Some(bytes) => ResultValue::Inline(bytes),
+            None => ResultValue::Stored { size },
+        };
+        let name = self.nodes.name(node);
+        self.finish(ix, Outcome::Ok(smallvec![TaskResult { value, contains }]), Some(node), Some(name), 0);
+        true
+    }
+
+    /// A call that its client sent itself came to this.
+    pub(crate) fn put_failed(&mut self, node: NodeIx, id: ObjectId, failure: Failure) {
+        if !self.is_attached(id.client, node) {
+            return;
+        }
+        if let Some(ix) = self.direct_maker(id) {
+            return self.finish(ix, Outcome::Failed(failure), None, None, 0);
+        }
+        let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
+        let Some(object) = self.objects.get_mut(ix) else { return };
+        if !matches!(object.value, ObjectValue::Unknown) {
+            return;
+        }
+        object.own = true;
+        self.objects.set_failed(ix, failure);
+        self.value_known(ix);
+    }
+
+    /// A call that its client sent itself in vain is the head's now.
+    pub(crate) fn submit_again(&mut self, node: NodeIx, spec: TaskSpec, may_have_run: bool) {
+        let id = spec.id;
+        match self.tasks.find(id) {
+            Some(ix) => {
+                if !self.is_attached(id.client, node)
+                    || !self.tasks.get(ix).is_some_and(|task| matches!(task.state, TaskState::Direct))
+                {
+                    return;
+                }
+            }
+            None => self.enter(node, spec, None),
+        }
+        let Some(ix) = self.tasks.find(id) else { return };
+        if let Some(task) = self.tasks.get_mut(ix) {
+            task.retries += u32::from(may_have_run);
+            if matches!(task.state, TaskState::Direct) {
+                self.enqueue(ix, false);
+            }
+        }
+    }
+
+    /// For people.
+    pub(crate) fn called(&mut self, node: NodeIx, calls: Vec<CallReport>) {
+        let name = self.nodes.name(node);
+        for call in calls {
+            let Some(job) = self.clients.get(&call.task.client).map(|client| client.job) else { continue };
+            // One that the head was told of is remembered when it ends here.
+            if self.tasks.find(call.task).is_some() || self.tasks.ended(call.task) {
+                continue;
+            }
+            self.tasks.remember(Ended {
+                id: call.task,
+                name: call.name,
+                job,
+                error: call.error,
+                node: Some(name.clone()),
+                attempt: 1,
+                submitted: before(self.now, call.micros),
+                micros: call.micros,
+            });
+        }
+    }
+
+    /// The client that sent it is gone: nobody will hear what came of it.
+    pub(crate) fn fail_direct(&mut self, ix: TaskIx, why: &str) {
+        let Some(task) = self.tasks.get(ix).filter(|task| matches!(task.state, TaskState::Direct)) else {
+            return;
+        };
+        let (id, name): (TaskId, _) = (task.spec.id, task.spec.template.name.clone());
+        let message = format!(
+            "nobody knows what came of task {name} ({id}): the process that called the actor ended before the answer \
+             came ({why})"
+        );
+        self.detach(ix);
+        self.finish(ix, Outcome::Failed(failure(FailureKind::ObjectLost, message, Some(id))), None, None, 0);
+    }
+}
+
+fn before(now: Time, micros: u64) -> Time {
+    Time(now.0.saturating_sub(Span(micros).0))
+}
