@@ -8,6 +8,7 @@
 //! - ORDER-1: a client's calls on an actor that takes them in order go one way at a time. Before the way changes, what
 //!   was sent on the other must be answered; what comes meanwhile is held here.
 //! - Rule A1: an unanswered call counts as a handle on its actor.
+//! - REF-1: a call that waits here has handles on what it names.
 //! - Rule R2: a result that no message has named is this client's secret. When it is about to be named, the head is
 //!   told: of its value if there is one, else that there will be (`Expect`).
 //! - Rule A4: callers send within a window. Beyond it calls wait here, not in the head.
@@ -43,7 +44,7 @@ pub(crate) struct Route {
     by_head: usize,
     /// Calls sent straight to it, by number.
     direct: BTreeMap<u64, TaskSpec>,
-    /// Calls that wait for their turn, in order.
+    /// Calls that wait for their turn, by rising number.
     held: VecDeque<TaskSpec>,
 }
 
@@ -123,16 +124,14 @@ impl Route {
 impl ClientCore {
     /// Sends a call, or holds it. Its results are in the table already.
     pub(crate) fn enter_call(&mut self, actor: ObjectId, spec: TaskSpec) {
-        // Rule A1.
-        self.add_own_handle(actor);
+        // Rule A1; and what it names stays alive here until the head has it.
+        for held in spec.held() {
+            if let Some(entry) = self.objects.get_mut(&held) {
+                entry.refs += 1;
+            }
+        }
         self.routes.entry(actor).or_insert_with(|| Route::new(&spec)).held.push_back(spec);
         self.send_held(actor);
-    }
-
-    fn add_own_handle(&mut self, actor: ObjectId) {
-        if let Some(entry) = self.objects.get_mut(&actor) {
-            entry.refs += 1;
-        }
     }
 
     /// Sends what may go.
@@ -168,12 +167,15 @@ impl ClientCore {
             expected = task.expected;
         }
         self.share_all(spec.held());
+        let arguments: Vec<ObjectId> = spec.held().skip(1).collect();
         self.out.push(match may_have_run {
             None if !expected => ClientToNode::Submit(spec),
             may_have_run => {
                 ClientToNode::SubmitAgain { spec, may_have_run: may_have_run.unwrap_or_default() }
             }
         });
+        // From here on the task holds them.
+        arguments.into_iter().for_each(|argument| self.drop_handle(argument));
         // Rule R2: the submitter holds its results from here on.
         for result in (0..returns).map(|index| id.result(index)) {
             match self.objects.get_mut(&result) {
@@ -185,19 +187,29 @@ impl ClientCore {
         }
     }
 
+    /// A call that the head does not know.
+    fn own_call(&self, task: TaskId) -> Option<&TaskSpec> {
+        let unfinished = self.unfinished.get(&task).filter(|task| task.own_way)?;
+        let route = self.routes.get(&unfinished.actor?)?;
+        route.direct.get(&task.seq).or_else(|| {
+            let at = route.held.binary_search_by_key(&task.seq, |spec| spec.id.seq).ok()?;
+            route.held.get(at)
+        })
+    }
+
+    /// What the call that will give this result names and nobody else knows.
+    pub(crate) fn named_by_maker(&self, object: ObjectId) -> Vec<ObjectId> {
+        let call = object.task().and_then(|(task, _)| self.own_call(task));
+        let named = call.into_iter().flat_map(TaskSpec::held);
+        named.filter(|named| self.objects.get(named).is_some_and(|entry| !entry.escaped)).collect()
+    }
+
     /// The result of a call that the head does not know is about to be named.
-    pub(crate) fn expect(&mut self, task: TaskId) {
-        let Some(unfinished) = self.unfinished.get_mut(&task).filter(|task| task.own_way && !task.expected)
-        else {
-            return;
-        };
+    fn expect(&mut self, task: TaskId) {
+        let Some(spec) = self.own_call(task).cloned() else { return };
+        let Some(unfinished) = self.unfinished.get_mut(&task).filter(|task| !task.expected) else { return };
         unfinished.expected = true;
-        let Some(route) = unfinished.actor.and_then(|actor| self.routes.get(&actor)) else { return };
-        let spec =
-            route.direct.get(&task.seq).or_else(|| route.held.iter().find(|spec| spec.id == task)).cloned();
-        if let Some(spec) = spec {
-            self.out.push(ClientToNode::Expect(spec));
-        }
+        self.out.push(ClientToNode::Expect(spec));
     }
 
     /// What came on the socket of an actor.
@@ -311,9 +323,10 @@ impl ClientCore {
         };
         let Some(actor) = unfinished.actor else { return false };
         let Some(route) = self.routes.get_mut(&actor) else { return false };
-        if let Some(at) = route.held.iter().position(|spec| spec.id == task) {
+        if let Ok(at) = route.held.binary_search_by_key(&task.seq, |spec| spec.id.seq) {
             let Some(spec) = route.held.remove(at) else { return false };
             let name = spec.template.name.clone();
+            spec.held().skip(1).for_each(|argument| self.drop_handle(argument));
             let message = format!("task {name} ({task}) was cancelled before it started: {reason}");
             let failure = Failure {
                 kind: FailureKind::Cancelled,
@@ -390,6 +403,9 @@ impl ClientCore {
     /// A result that is about to be named and whose value nobody else knows.
     pub(crate) fn tell_of_result(&mut self, object: ObjectId) {
         let Some((task, _)) = object.task() else { return };
+        if let Some(entry) = self.objects.get_mut(&object) {
+            entry.escaped = true;
+        }
         match self.objects.get(&object).map(|entry| &entry.state) {
             Some(State::Pending) => self.expect(task),
             Some(State::Failed(failure)) => {

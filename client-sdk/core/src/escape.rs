@@ -36,12 +36,18 @@ impl ClientCore {
                 todo.extend(inner.into_iter().flatten().map(|&inner| (inner, false)));
                 continue;
             }
-            entry.escaped = true;
             let is_secret_result = !object.is_put() && !matches!(entry.state, State::Inline(_));
             if is_secret_result {
-                self.tell_of_result(object);
+                let named = if inner_done { Vec::new() } else { self.named_by_maker(object) };
+                if named.is_empty() {
+                    self.tell_of_result(object);
+                } else {
+                    todo.push((object, true));
+                    todo.extend(named.into_iter().map(|named| (named, false)));
+                }
                 continue;
             }
+            entry.escaped = true;
             if !entry.announced {
                 entry.announced = true;
                 if let State::Inline(bytes) = &entry.state {

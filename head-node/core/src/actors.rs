@@ -223,6 +223,7 @@ impl Head {
                     None => retry != Retry::No,
                 };
                 let again = wished && !cancelled && (most < 0 || actor.restarts < most as u32);
+                actor.calls.lost_home();
                 actor.restarts += u32::from(again);
                 again
             }
@@ -444,6 +445,7 @@ impl Head {
             let Some(handle) = task.spec.called_actor() else { continue };
             match task.state {
                 TaskState::HandedOut { .. } => *handed_out.entry(handle).or_default() += 1,
+                TaskState::Direct => {}
                 _ => *waiting.entry(handle).or_default() += 1,
             }
         }

@@ -34,6 +34,9 @@ pub(crate) struct Calls {
     /// Its node returned a call though the actor is said to live: the news is on its way, and until then nothing is
     /// handed out but once a tick.
     paused: bool,
+    /// The actor died, and calls are still out to where it was: they may come back, and go before all that were
+    /// submitted after them (ORDER-1).
+    draining: bool,
 }
 
 #[derive(Debug)]
@@ -49,7 +52,14 @@ fn key(id: TaskId) -> (ClientId, u64) {
 
 impl Calls {
     pub fn new(in_order: bool) -> Self {
-        Self { in_order, queue: BTreeMap::new(), next: VecDeque::new(), handed_out: 0, paused: false }
+        Self {
+            in_order,
+            queue: BTreeMap::new(),
+            next: VecDeque::new(),
+            handed_out: 0,
+            paused: false,
+            draining: false,
+        }
     }
 
     /// Not handed out.
@@ -66,6 +76,17 @@ impl Calls {
             self.restarts();
         }
         self.advance(id.client);
+    }
+
+    /// The actor is no more where calls are out to.
+    pub fn lost_home(&mut self) {
+        self.draining = self.in_order && self.handed_out > 0;
+    }
+
+    /// Whether nothing may be handed out at this moment.
+    fn is_held_up(&mut self, window: usize) -> bool {
+        self.draining &= self.handed_out > 0;
+        self.draining || self.paused || self.handed_out >= window
     }
 
     /// What was offered is offered anew, in order.
@@ -202,7 +223,8 @@ impl Head {
         let Some((node, _)) = self.home_of(handle) else { return };
         loop {
             let Some(actor) = self.actors.get_mut(handle) else { return };
-            if actor.calls.handed_out >= window(actor.traits()) || actor.calls.paused {
+            let window = window(actor.traits());
+            if actor.calls.is_held_up(window) {
                 return;
             }
             let Some(ix) = actor.calls.take_next() else { return };

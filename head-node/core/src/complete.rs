@@ -311,6 +311,8 @@ impl Head {
             shape.tasks -= 1;
         }
         let spec = task.spec;
+        // Its submitter asked its actor itself, and knows.
+        let knows = matches!(task.state, TaskState::Direct);
         let outcome = check_outcome(outcome, &spec, node_name.as_deref().unwrap_or("?"));
         let told = FinishedOutcome::from(&outcome);
         let error = match &outcome {
@@ -351,7 +353,7 @@ impl Head {
             failure.payload = cause.payload;
             self.close_actor(&spec, failure);
         }
-        if let Some(submitter) = self.clients.get(&spec.id.client) {
+        if let Some(submitter) = self.clients.get(&spec.id.client).filter(|_| !knows) {
             let node = submitter.node;
             self.send(node, HeadToNode::Finished { task: spec.id, outcome: told });
         }

@@ -94,7 +94,7 @@ impl Head {
         if let Some(task) = self.tasks.get_mut(ix) {
             task.retries += u32::from(may_have_run);
             if matches!(task.state, TaskState::Direct) {
-                self.enqueue(ix, false);
+                self.place(ix);
             }
         }
     }

@@ -69,12 +69,12 @@ impl Head {
             self.objects.set_pending(object, task_ix);
         }
         let Some(task) = self.tasks.get(task_ix) else { return };
-        let (spec, stamp) = (task.spec.clone(), task.stamp);
+        let spec = task.spec.clone();
         for held in spec.held() {
             let object = self.ensure_object(held);
             if let Some(object) = self.objects.get_mut(object) {
                 object.tasks += 1;
-                object.function |= held == spec.template.function && spec.called_actor().is_none();
+                object.function |= spec.function() == Some(held);
             }
         }
         if let Some(state) = state {
@@ -83,6 +83,13 @@ impl Head {
             }
             return;
         }
+        self.place(task_ix);
+    }
+
+    /// Puts a task where it belongs: it waits for its arguments, or it is queued.
+    pub(crate) fn place(&mut self, task_ix: TaskIx) {
+        let Some(task) = self.tasks.get(task_ix) else { return };
+        let (spec, stamp) = (task.spec.clone(), task.stamp);
         self.enter_actor(&spec, task_ix);
         let mut missing = 0;
         let group = spec.template.strategy.group().map(|place| place.group);

@@ -137,7 +137,7 @@ impl Head {
     ) -> Result<Vec<(ObjectId, Located)>, Failure> {
         let mut all = Vec::new();
         for id in spec.needed() {
-            let is_function = id == spec.template.function;
+            let is_function = spec.function() == Some(id);
             let Some(ix) = self.objects.find(id) else {
                 let message = format!("object {id} is gone");
                 return Err(failure(FailureKind::ObjectFreed, message, None));

@@ -316,15 +316,20 @@ impl TaskSpec {
     /// Every object whose *value* must be on the node before the task starts: function (not a method's: that is the
     /// actor itself), payload, `deps`.
     pub fn needed(&self) -> impl Iterator<Item = ObjectId> + '_ {
-        let function = match self.template.kind {
-            TaskKind::Function | TaskKind::Actor(_) => Some(self.template.function),
-            TaskKind::Method { .. } | TaskKind::Group(_) => None,
-        };
         let payload = match self.payload {
             Payload::Stored(id) => Some(id),
             Payload::Inline(_) => None,
         };
-        function.into_iter().chain(payload).chain(self.deps.iter().copied())
+        self.function().into_iter().chain(payload).chain(self.deps.iter().copied())
+    }
+
+    /// The pickled function or class, whose bytes nodes keep beyond the task. A call has none, though its actor's handle
+    /// may be among its arguments; nor has a group.
+    pub fn function(&self) -> Option<ObjectId> {
+        match self.template.kind {
+            TaskKind::Function | TaskKind::Actor(_) => Some(self.template.function),
+            TaskKind::Method { .. } | TaskKind::Group(_) => None,
+        }
     }
 
     /// The actor that this is a call of.

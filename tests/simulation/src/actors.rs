@@ -48,12 +48,14 @@ impl World {
         let retries = self.random.between(0, 1) as i32;
         let kind = TaskKind::Method { method: "call".into(), group: "".into(), concurrent: false };
         let template = self.actor_template("Actor.call", actor, kind, retries);
-        let deps = self.some_refs(client, 1);
+        // A call with nothing but bytes may go straight to its actor.
+        let plain = self.random.one_in(2);
+        let deps = if plain { Refs::new() } else { self.some_refs(client, 1) };
         if self.plan.streams && self.random.one_in(4) {
             self.submit_stream(client, &template, deps);
             return true;
         }
-        let borrowed = self.some_refs(client, 1);
+        let borrowed = if plain { Refs::new() } else { self.some_refs(client, 1) };
         let Some(process) = self.processes.get_mut(&client) else { return false };
         let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
         let (_, results) = process.core.submit(&template, payload, deps, borrowed, None);

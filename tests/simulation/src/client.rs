@@ -60,6 +60,8 @@ pub struct Process {
     pub waiting_puts: VecDeque<(u64, Refs)>,
     /// By tag: what it knows of tasks that yield.
     pub yields: BTreeMap<u64, crate::yields::Yields>,
+    /// What it had told its daemon when its task began.
+    pub said: u64,
     /// What it knows if it became an actor.
     pub lives: Option<crate::actors::Lives>,
     /// The function every task of this process calls.
@@ -67,9 +69,20 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn new(id: ClientId, job: JobId, node: NodeId, executor: Option<u32>, doing: Doing) -> Self {
+    pub fn new(
+        id: ClientId,
+        job: JobId,
+        node: NodeId,
+        executor: Option<u32>,
+        direct: bool,
+        doing: Doing,
+    ) -> Self {
+        let mut core = ClientCore::new(id, job);
+        if direct {
+            core.open_calls();
+        }
         Self {
-            core: ClientCore::new(id, job),
+            core,
             id,
             node,
             executor,
@@ -81,9 +94,15 @@ impl Process {
             requested: 0,
             waiting_puts: VecDeque::new(),
             yields: BTreeMap::new(),
+            said: 0,
             lives: None,
             function: None,
         }
+    }
+
+    /// An executor without a task.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.doing, Doing::Idle)
     }
 
     /// Ranges the core says are free go back to the allocator.

@@ -12,6 +12,7 @@
 
 mod actors;
 mod client;
+mod direct;
 mod host;
 mod plan;
 mod random;

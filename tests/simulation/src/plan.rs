@@ -19,6 +19,8 @@ pub struct Plan {
     pub actors: bool,
     /// Whether tasks and calls yield.
     pub streams: bool,
+    /// Whether calls may go straight to actors of the same machine.
+    pub direct: bool,
     /// Prints every event in which this word occurs.
     pub watch: Option<String>,
 }
@@ -36,6 +38,7 @@ impl Plan {
             crash_one_in: if shape >= 2 { 40 } else { 0 },
             actors: seed.is_multiple_of(3),
             streams: seed % 8 < 6,
+            direct: !seed.is_multiple_of(2),
             watch: None,
         }
     }
@@ -51,6 +54,7 @@ impl Plan {
             crash_one_in: 100,
             actors: true,
             streams: true,
+            direct: true,
             watch: None,
         }
     }
@@ -65,6 +69,8 @@ pub struct Report {
     pub finished: u64,
     /// Tasks that failed, as tasks may when machines die.
     pub failed: u64,
+    /// Calls that went straight to their actor.
+    pub direct: u64,
     /// Attempts that ran.
     pub ran: u64,
     /// Values read and found right.

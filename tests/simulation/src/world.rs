@@ -6,16 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_core::{HandleSource, Reading};
 use cluster_store::alloc::Allocator;
-use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, NO_SLOT, PutValue, RunTask};
+use cluster_types::client_node::{
+    Completion, DIRECT_BIT, DIRECT_SLOT, ExecutorResult, FinishedOutcome, NO_SLOT, PutValue, RunTask,
+};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
     Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId,
-    NodeToClient, NodeToHead, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId,
+    NodeToClient, NodeToHead, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId, TaskSpec,
     TaskTemplate, Time, Value,
 };
 use head_core::{Head, HeadConfig};
 
 use crate::client::{Doing, Process, decode, encode};
+use crate::direct::Channels;
 use crate::host::{Executor, Host, Slot, no};
 use crate::plan::{Plan, Report};
 use crate::random::Random;
@@ -23,16 +26,18 @@ use crate::streams::Streams;
 
 /// Who talks to whom: the streams are ordered each for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Stream {
+pub(crate) enum Stream {
     ToHead(NodeId),
     ToNode(NodeId),
     FromClient(ClientId),
     ToClient(ClientId),
+    Calls(ClientId, ClientId),
+    Answers(ClientId, ClientId),
 }
 
 /// Something that will happen.
 #[derive(Debug)]
-enum Arrival {
+pub(crate) enum Arrival {
     HeadTick,
     NodeTick(NodeId),
     Connect(NodeId),
@@ -80,6 +85,15 @@ enum Arrival {
         cause: &'static str,
     },
     Act(ClientId),
+    Called {
+        executor: ClientId,
+        in_order: bool,
+        spec: TaskSpec,
+    },
+    Answered {
+        executor: ClientId,
+        caller: ClientId,
+    },
     Finish {
         client: ClientId,
         tag: u64,
@@ -110,8 +124,9 @@ pub(crate) struct World {
     /// Tasks that ended well.
     pub(crate) ended_well: BTreeSet<TaskId>,
     /// TASK-1: tasks of each living submitter that were told to have ended.
-    told: BTreeSet<TaskId>,
-    submitted: BTreeMap<TaskId, ClientId>,
+    pub(crate) told: BTreeSet<TaskId>,
+    pub(crate) channels: Channels,
+    pub(crate) submitted: BTreeMap<TaskId, ClientId>,
     /// What each put and each stored result holds.
     sizes: BTreeMap<ObjectId, u64>,
     next_id: u64,
@@ -154,6 +169,7 @@ impl World {
             reads: BTreeMap::new(),
             items_told: BTreeMap::new(),
             ended_well: BTreeSet::new(),
+            channels: Channels::default(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -185,7 +201,7 @@ impl World {
         self.at(self.now + Span(delay), arrival);
     }
 
-    fn say(&mut self, stream: Stream, arrival: Arrival) {
+    pub(crate) fn say(&mut self, stream: Stream, arrival: Arrival) {
         let time = self.streams.arrival(stream, self.now, &mut self.random);
         self.at(time, arrival);
     }
@@ -208,7 +224,8 @@ impl World {
         let id = ClientId(self.fresh() << 8 | 0xd);
         let job = JobId(self.fresh() as u32);
         let doing = Doing::Driving { actions: self.plan.actions };
-        self.processes.insert(id, Process::new(id, job, node, None, doing));
+        let process = Process::new(id, job, node, None, self.plan.direct, doing);
+        self.processes.insert(id, process);
         let kind =
             ClientKind::Driver { job, info: Arc::new(JobInfo { log_to_driver: true, ..JobInfo::default() }) };
         let event = worker_core::Event::ClientAttached { client: id, pid: 1, kind, shares_memory: true };
@@ -366,6 +383,8 @@ impl World {
             Arrival::ExecutorBorn { node, executor } => self.executor_born(node, executor),
             Arrival::ExecutorGone { node, executor, cause } => self.executor_gone(node, executor, cause),
             Arrival::Act(client) => self.act(client),
+            Arrival::Called { executor, in_order, spec } => self.called(executor, in_order, spec),
+            Arrival::Answered { executor, caller } => self.answered(executor, caller),
             Arrival::Finish { client, tag } => self.task_ends(client, tag),
             Arrival::KillNode => self.kill_node(),
             Arrival::BornNode => {
@@ -511,7 +530,10 @@ impl World {
             Effect::EndExecutor { executor, .. } => {
                 self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")
             }
-            Effect::Interrupt { .. } | Effect::JoinCalls { .. } => {}
+            Effect::Interrupt { .. } => {}
+            Effect::JoinCalls { caller, executor, actor, in_order } => {
+                self.join(caller, executor, actor, in_order);
+            }
             Effect::Revoke { executor, tag, .. } => {
                 let slot =
                     host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
@@ -602,7 +624,8 @@ impl World {
         let Some(known) = host.executors.get_mut(&executor) else { return Ok(()) };
         known.client = Some(client);
         let job = known.job;
-        self.processes.insert(client, Process::new(client, job, node, Some(executor), Doing::Idle));
+        let process = Process::new(client, job, node, Some(executor), self.plan.direct, Doing::Idle);
+        self.processes.insert(client, process);
         let kind = ClientKind::Executor { executor };
         self.node_step(node, worker_core::Event::ClientAttached { client, pid: 2, kind, shares_memory: true })
     }
@@ -647,15 +670,19 @@ impl World {
         let batch = process.core.take_batch();
         process.reuse_freed()?;
         for message in batch {
-            if let ClientToNode::Submit(spec) = &message {
+            if let ClientToNode::Submit(spec) | ClientToNode::SubmitAgain { spec, .. } = &message {
                 self.submitted.insert(spec.id, client);
             }
             self.say(Stream::FromClient(client), Arrival::FromClient { node, client, message });
         }
+        self.send_calls(client);
         Ok(())
     }
 
     fn at_client(&mut self, client: ClientId, message: NodeToClient) -> Result<(), String> {
+        if let NodeToClient::CallsEnded { actor, .. } = &message {
+            self.read_last_answers(client, *actor)?;
+        }
         if !self.processes.contains_key(&client) {
             return Ok(());
         }
@@ -699,6 +726,7 @@ impl World {
                 self.puts_go_on(client)?;
             }
             Some(NodeToClient::Run(run)) => process.inbox.push_back(run),
+            Some(NodeToClient::Calls { actor, in_order }) => process.core.calls_opened(actor, in_order),
             Some(NodeToClient::RecallMemory) => {
                 let free = process.allocator.take_free_segments(0);
                 for segment in &free {
@@ -732,7 +760,7 @@ impl World {
         self.flush(client)
     }
 
-    fn progress(&mut self, client: ClientId) -> Result<(), String> {
+    pub(crate) fn progress(&mut self, client: ClientId) -> Result<(), String> {
         self.puts_go_on(client)?;
         let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         match &process.doing {
@@ -995,7 +1023,7 @@ impl World {
 
     // ---- executors ----
 
-    fn next_task(&mut self, client: ClientId) -> Result<(), String> {
+    pub(crate) fn next_task(&mut self, client: ClientId) -> Result<(), String> {
         loop {
             let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
             let Some(run) = process.inbox.pop_front() else { return Ok(()) };
@@ -1006,7 +1034,7 @@ impl World {
                 .and_then(|host| host.executors.get_mut(&executor?))
                 .and_then(|known| known.slots.get_mut(&run.tag));
             match slot {
-                _ if run.slot == NO_SLOT => {}
+                _ if run.slot == NO_SLOT || run.slot == DIRECT_SLOT => {}
                 Some(slot) if *slot == Slot::Ready => *slot = Slot::Claimed,
                 // Taken back before it began: what came with it is given back.
                 _ => {
@@ -1063,6 +1091,7 @@ impl World {
         process.lend_arguments(&run);
         let borrowed = run.spec.borrowed.to_vec();
         process.take_out(&borrowed, HandleSource::Task);
+        process.said = process.core.outbox().said();
         process.doing = Doing::Running { run, children: Vec::new(), blocked: false };
         if !nested {
             let long = if self.random.one_in(10) { 20_000 } else { 300 };
@@ -1131,7 +1160,14 @@ impl World {
             process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
         }
         process.core.end_task_cover();
-        process.core.push(ClientToNode::Completed(Completion { tag, result: Ok(results), micros: 100 }));
+        let silent = process.core.outbox().said() == process.said;
+        if tag & DIRECT_BIT != 0 {
+            self.answer(client, spec.id, results, silent);
+        } else {
+            let completion = Completion { tag, result: Ok(results), micros: 100 };
+            process.core.push(ClientToNode::Completed(completion));
+        }
+        let Some(process) = self.processes.get_mut(&client) else { return Ok(()) };
         for (object, value) in &values {
             if matches!(value, Value::Local(_)) {
                 process.core.drop_view(*object);

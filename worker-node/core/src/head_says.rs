@@ -18,7 +18,7 @@ impl Node {
             HeadToNode::Assign { spec, attempt, lease, located } => {
                 for (object, located) in located {
                     // The head frees functions on every node that was told of them, other small values at home only.
-                    let keep = object == spec.template.function;
+                    let keep = spec.function() == Some(object);
                     self.located(object, located, false, keep, effects);
                 }
                 let needed = spec.clone();
