@@ -202,7 +202,7 @@ impl Head {
         let nodes = &self.nodes;
         if let Some(object) = self.objects.by_id_mut(handle)
             && let ObjectValue::Available { home, .. } = &mut object.value
-            && !home.is_some_and(|home| nodes.is_alive(home))
+            && home.is_none_or(|home| home == node || !nodes.is_alive(home))
         {
             *home = Some(node);
         } else {
