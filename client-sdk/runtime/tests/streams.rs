@@ -239,7 +239,7 @@ fn a_call_that_runs_at_once_with_others_is_cancelled_where_it_waits() {
     for _ in 0..2 {
         client.yield_item(tag, small(b"item"), Refs::new()).unwrap();
     }
-    daemon.say(&[NodeToClient::Cancel { tag, reason: "by the driver".to_owned() }]);
+    daemon.say(&[NodeToClient::Cancel { tag, reason: "by the driver".to_owned(), recursive: false }]);
     assert!(matches!(wait(&client, tag), Err(ClientError::Cancelled)));
 }
 
