@@ -8,7 +8,7 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::query::{ActorView, Query, QueryReply};
 use cluster_types::{
-    ActorTraits, FailureKind, HeadToNode, NodeToHead, ObjectId, Resources, TaskId, TaskKind, TaskTemplate,
+    ActorTraits, FailureKind, HeadToNode, NodeToHead, ObjectId, Resources, TaskId, TaskKind, TaskSpec, TaskTemplate,
 };
 
 use super::scene::*;
@@ -26,7 +26,7 @@ fn make(scene: &mut Scene, asks: Resources, traits: ActorTraits) -> TaskId {
     id
 }
 
-fn living(scene: &mut Scene, traits: ActorTraits) -> Assigned {
+pub fn living(scene: &mut Scene, traits: ActorTraits) -> Assigned {
     make(scene, Resources::default(), traits);
     let assigned = scene.assigned_one();
     scene.done(&assigned, inline(b"handle"));
@@ -36,21 +36,25 @@ fn living(scene: &mut Scene, traits: ActorTraits) -> Assigned {
 
 /// A call; `max_retries` is the actor's `max_task_retries`.
 fn call(scene: &mut Scene, actor: TaskId, max_retries: i32, deps: &[ObjectId]) -> TaskId {
+    let spec = call_spec(scene, actor, max_retries, deps);
+    let id = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    id
+}
+
+pub fn call_spec(scene: &mut Scene, actor: TaskId, max_retries: i32, deps: &[ObjectId]) -> TaskSpec {
     let kind = TaskKind::Method { method: "add".into(), group: "".into(), concurrent: false };
     let function = actor.result(0);
     let plain = scene.template("Counter.add", Resources::default());
     let template = TaskTemplate { kind, function, max_retries, ..(*plain).clone() };
-    let spec = scene.spec(DRIVER, Arc::new(template), deps);
-    let id = spec.id;
-    scene.tell(1, NodeToHead::Submit(spec));
-    id
+    scene.spec(DRIVER, Arc::new(template), deps)
 }
 
 fn tasks(assigned: &[Assigned]) -> Vec<TaskId> {
     assigned.iter().map(|assigned| assigned.task).collect()
 }
 
-fn dies(scene: &mut Scene, actor: &Assigned, retry: Retry) {
+pub fn dies(scene: &mut Scene, actor: &Assigned, retry: Retry) {
     scene.ended(actor, failed(FailureKind::ActorDied), retry, None);
 }
 

@@ -2,6 +2,7 @@
 
 mod actors;
 mod cancel;
+mod direct;
 mod groups;
 mod liveness;
 mod random;
