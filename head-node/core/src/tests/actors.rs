@@ -8,7 +8,8 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::query::{ActorView, Query, QueryReply};
 use cluster_types::{
-    ActorTraits, FailureKind, HeadToNode, NodeToHead, ObjectId, Resources, TaskId, TaskKind, TaskSpec, TaskTemplate,
+    ActorTraits, FailureKind, HeadToNode, NodeToHead, ObjectId, Resources, TaskId, TaskKind, TaskSpec,
+    TaskTemplate,
 };
 
 use super::scene::*;

@@ -3,7 +3,7 @@
 use cluster_types::client_node::CallReport;
 use cluster_types::node_head::Retry;
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{ActorTraits, FailureKind, NodeToHead, TaskSpec};
+use cluster_types::{ActorTraits, FailureKind, NodeToHead, Span, TaskSpec};
 
 use super::actors::{call_spec, dies, living};
 use super::scene::*;
@@ -123,6 +123,7 @@ fn a_call_out_to_a_dead_incarnation_goes_before_later_ones() {
     scene.tell(1, NodeToHead::Submit(second.clone()));
     assert!(scene.assigned().is_empty(), "ORDER-1: the first may come back");
     scene.tell(1, NodeToHead::Returned(vec![(out.task, out.attempt)]));
+    scene.pass(Span::millis(200));
     let tasks: Vec<_> = scene.assigned().iter().map(|call| call.task).collect();
     assert_eq!(tasks, [first.id, second.id]);
 }
