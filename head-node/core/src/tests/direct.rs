@@ -25,8 +25,8 @@ fn what_needs_an_expected_result_waits_for_it_and_its_caller_is_told_nothing() {
     assert!(scene.assigned().is_empty(), "DEP-1, and nobody here runs the call");
     let inline = Some(b"5".as_slice().into());
     scene.tell(1, NodeToHead::Escaped { object: result, size: 1, inline, contains: Default::default() });
-    assert!(scene.finished(1, spec.id).is_none(), "it asked the actor itself");
     assert_eq!(scene.assigned_one().task, needs);
+    assert!(scene.finished(1, spec.id).is_none(), "it asked the actor itself");
 }
 
 #[test]
