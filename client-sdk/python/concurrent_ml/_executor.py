@@ -271,8 +271,9 @@ class _Threads:
     """Sizes the numeric libraries' thread pools to the CPUs of the task, unless the user set them."""
 
     def __init__(self) -> None:
-        users = getattr(_zygote, "user_threads", {})
-        self.by_user = any(value is not None for value in users.values())
+        # The module that ran as the zygote's script, which knows; ours here was imported beside it.
+        zygote = sys.modules.get("concurrent_ml._zygote", _zygote)
+        self.by_user = getattr(zygote, "threads_set_by_user", False)
         # The zygote started with one thread.
         self.now = 1
 

@@ -377,3 +377,14 @@ def test_a_coroutine_that_blocks_holds_up_its_own_group_only(cml: Any):
     mixed.block.remote()
     assert cml.get([mixed.answer.remote(), mixed.also.remote()], timeout=20) == [1, 2]
     cml.kill(mixed)
+
+
+def test_a_number_of_threads_that_the_user_chose_stays(cml: Any):
+    @cml.remote(num_cpus=2)
+    def threads() -> str | None:
+        import os
+
+        return os.environ.get("OMP_NUM_THREADS")
+
+    chosen = threads.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "7"}})
+    assert cml.get([threads.remote(), chosen.remote()]) == ["2", "7"]
