@@ -63,12 +63,13 @@ Examples:
   cluster status --address 10.0.0.1:8264 --token-file token
   cluster status --json | jq .resources.available")]
     Status(AskArgs),
-    /// List nodes, tasks, actors or objects.
+    /// List nodes, tasks, actors, objects or placement groups.
     #[command(after_help = "\
 Examples:
   cluster list nodes
   cluster list tasks --limit 1000
   cluster list actors
+  cluster list placement-groups
   cluster list objects --json")]
     List(ListArgs),
     /// Say why a task is where it is: what it waits for, or what became of it.
@@ -215,6 +216,8 @@ pub enum Listed {
     Objects,
     /// Actors, newest first
     Actors,
+    /// Placement groups, newest first, with where their bundles are
+    PlacementGroups,
 }
 
 #[derive(Args, Debug)]

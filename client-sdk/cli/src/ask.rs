@@ -18,7 +18,7 @@ use crate::args::{AskArgs, ListArgs, Listed, WhyArgs};
 use crate::config::AskConfig;
 use crate::error::CliError;
 use crate::run_dir::find_token;
-use crate::views::{ActorReport, NodeReport, ObjectReport, StatusReport, TaskReport, WhyReport};
+use crate::views::{ActorReport, GroupReport, NodeReport, ObjectReport, StatusReport, TaskReport, WhyReport};
 
 /// Connecting and the answer, each: together below the five seconds within which a person is told.
 const PATIENCE: Duration = Duration::from_millis(2200);
@@ -36,6 +36,7 @@ pub fn list(args: &ListArgs) -> Result<(), CliError> {
         Listed::Tasks => Query::Tasks { limit },
         Listed::Objects => Query::Objects { limit },
         Listed::Actors => Query::Actors { limit },
+        Listed::PlacementGroups => Query::Groups { limit },
     };
     match ask(&args.ask, query)?.1 {
         QueryReply::Nodes(views) => {
@@ -49,6 +50,9 @@ pub fn list(args: &ListArgs) -> Result<(), CliError> {
         }
         QueryReply::Actors(views) => {
             show_list(args, views.into_iter().map(ActorReport::new), ActorReport::table)
+        }
+        QueryReply::Groups(views) => {
+            show_list(args, views.into_iter().map(GroupReport::new), GroupReport::table)
         }
         _ => Err(other_answer()),
     }

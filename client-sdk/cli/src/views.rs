@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cluster_types::query::{ActorView, NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView};
+use cluster_types::query::{
+    ActorView, GroupView, NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView,
+};
 use serde::Serialize;
 
 use crate::table::{Column, render};
@@ -104,7 +106,12 @@ impl NodeReport {
             Column::Right("GPU"),
             Column::Right("RUNNING"),
             Column::Right("STORE"),
+            Column::Left("LABELS", 20),
         ];
+        let labels = |node: &Self| {
+            let told = node.labels.iter().filter(|(key, _)| *key != "node-id");
+            told.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+        };
         let rows: Vec<_> = reports
             .iter()
             .map(|node| {
@@ -116,6 +123,7 @@ impl NodeReport {
                     node.resources.used("GPU"),
                     count(node.running.into()),
                     format!("{} of {}", bytes(node.store.live), bytes(node.store.capacity)),
+                    labels(node),
                 ]
             })
             .collect();
@@ -300,6 +308,78 @@ impl ActorReport {
         let mut text = render(&columns, &rows, "No actors.");
         for actor in reports.iter().filter(|actor| !actor.error.is_empty()) {
             text += &format!("{}\n", actor.error);
+        }
+        text
+    }
+}
+
+#[derive(Serialize)]
+pub struct BundleReport {
+    resources: BTreeMap<String, f64>,
+    available: BTreeMap<String, f64>,
+    node: String,
+    hostname: String,
+    running: u32,
+}
+
+#[derive(Serialize)]
+pub struct GroupReport {
+    id: String,
+    name: String,
+    namespace: String,
+    strategy: String,
+    state: String,
+    job: String,
+    detached: bool,
+    bundles: Vec<BundleReport>,
+    reason: String,
+}
+
+impl GroupReport {
+    pub fn new(view: GroupView) -> Self {
+        let GroupView { group, name, namespace, strategy, state, job, detached, bundles, reason } = view;
+        let bundles = bundles.into_iter().map(|bundle| BundleReport {
+            resources: bundle.total,
+            available: bundle.available,
+            node: bundle.node,
+            hostname: bundle.hostname,
+            running: bundle.running,
+        });
+        let bundles = bundles.collect();
+        Self { id: group, name, namespace, strategy, state, job, detached, bundles, reason }
+    }
+
+    pub fn table(reports: &[Self]) -> String {
+        let columns = [
+            Column::Left("GROUP", 25),
+            Column::Left("NAME", 16),
+            Column::Left("STRATEGY", 13),
+            Column::Left("STATE", 12),
+            Column::Right("RUNNING"),
+            Column::Left("BUNDLES", 40),
+        ];
+        let bundle = |bundle: &BundleReport| {
+            let amounts: Vec<_> =
+                bundle.resources.iter().map(|(name, amount)| format!("{amount} {name}")).collect();
+            let host = if bundle.hostname.is_empty() { "nowhere" } else { &bundle.hostname };
+            format!("{} on {host}", amounts.join(" "))
+        };
+        let rows: Vec<_> = reports
+            .iter()
+            .map(|group| {
+                vec![
+                    short_id(&group.id),
+                    group.name.clone(),
+                    group.strategy.clone(),
+                    group.state.clone(),
+                    group.bundles.iter().map(|bundle| bundle.running).sum::<u32>().to_string(),
+                    group.bundles.iter().map(bundle).collect::<Vec<_>>().join("; "),
+                ]
+            })
+            .collect();
+        let mut text = render(&columns, &rows, "No placement groups.");
+        for group in reports.iter().filter(|group| !group.reason.is_empty()) {
+            text += &format!("{}: {}\n", short_id(&group.id), group.reason);
         }
         text
     }

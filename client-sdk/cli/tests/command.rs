@@ -86,6 +86,8 @@ fn a_cluster_comes_up_answers_and_goes_down_without_a_trace() {
     assert_eq!(machine.ok(&["list", "objects", "--json"]).trim(), "[]");
     assert_eq!(machine.ok(&["list", "actors", "--json"]).trim(), "[]");
     assert_eq!(machine.ok(&["list", "actors"]).trim(), "No actors.");
+    assert_eq!(machine.ok(&["list", "placement-groups", "--json"]).trim(), "[]");
+    assert_eq!(machine.ok(&["list", "placement-groups"]).trim(), "No placement groups.");
     assert_eq!(machine.ok(&["list", "tasks"]), "No tasks.\n");
     let (code, _, err) = machine.run(&["why", "job-ffff/99"]);
     assert!(code == 1 && err.contains("job-ffff/99"), "{code} {err}");

@@ -242,9 +242,7 @@ impl Head {
     /// The actor, detached from every node, is dead for good.
     pub(crate) fn bury_actor(&mut self, ix: TaskIx, mut failure: Failure) {
         let Some(task) = self.tasks.remove(ix) else { return };
-        if let Some(shape) = self.shapes.get_mut(task.shape) {
-            shape.tasks -= 1;
-        }
+        self.uncount(&task);
         self.let_go(&task.spec);
         failure.kind = FailureKind::ActorDied;
         // Its submitter was out of touch, came back while it ended, and waits for the handle again.

@@ -102,13 +102,15 @@ impl Head {
     fn audit_shapes(&self) -> Result<(), String> {
         let mut tasks: Map<ShapeIx, (usize, usize, usize, usize)> = Map::default();
         for (_, task) in self.tasks.iter() {
-            let counts = tasks.entry(task.shape).or_default();
-            counts.0 += 1;
-            match task.state {
-                TaskState::Queued { .. } if task.promoted => counts.2 += 1,
-                TaskState::Queued { .. } => counts.1 += 1,
-                TaskState::Prefetched { .. } => counts.3 += 1,
-                _ => {}
+            for shape in task.shapes() {
+                let counts = tasks.entry(shape).or_default();
+                counts.0 += 1;
+                match task.state {
+                    TaskState::Queued { .. } if task.promoted => counts.2 += 1,
+                    TaskState::Queued { .. } => counts.1 += 1,
+                    TaskState::Prefetched { .. } => counts.3 += 1,
+                    _ => {}
+                }
             }
         }
         for (ix, shape) in self.shapes.iter() {
@@ -123,6 +125,7 @@ impl Head {
                     let target = matches!(shape.strategy, cluster_types::task::Strategy::Node { .. });
                     if !node.dirty
                         && !target
+                        && shape.labels_match(node)
                         && shape.promoted.live == 0
                         && crate::scheduler::can_start(
                             node,

@@ -1,18 +1,19 @@
 //! Attempts end, and with them, sooner or later, their tasks (TASK-1, TASK-2).
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
-use cluster_types::task::Strategy;
+use cluster_types::task::{Backoff, Strategy};
 use cluster_types::{
-    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, TaskId, TaskKind, TaskSpec,
+    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, Span, TaskId, TaskKind, TaskSpec,
 };
 
 use crate::head::{Head, failure};
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
-use crate::tasks::{Ended, TaskState};
+use crate::tasks::{Ended, Task, TaskState};
 
 impl Head {
     /// An attempt ended; `started` runs in its lease now (rule S2, one step).
@@ -72,16 +73,56 @@ impl Head {
         let may_retry = self.tasks.get(ix).is_some_and(|task| task.may_retry());
         let retried = retry != Retry::No && matches!(outcome, Outcome::Failed(_)) && may_retry;
         if retried {
-            if let Some(task) = self.tasks.get_mut(ix) {
-                task.retries += 1;
-            }
-            self.enqueue(ix, true);
+            self.try_again(ix, retry);
         } else {
             let name = self.nodes.name(node);
             self.finish(ix, outcome, Some(node), Some(name), micros);
         }
         if let Some(actor) = called {
             self.feed_actor(actor);
+        }
+    }
+
+    /// Tries a failed task again: at once, or where it raised by itself and asks for that, later.
+    fn try_again(&mut self, ix: TaskIx, retry: Retry) {
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(ix) else { return };
+        task.retries += 1;
+        let pause = match retry {
+            Retry::Exception if task.spec.called_actor().is_none() => {
+                pause(task.spec.template.backoff, task.spec.id, task.retries)
+            }
+            _ => Span::default(),
+        };
+        if pause == Span::default() {
+            return self.enqueue(ix, true);
+        }
+        let until = now + pause;
+        task.state = TaskState::Delayed { until };
+        self.delayed.push(Reverse((until, ix, task.stamp)));
+    }
+
+    /// At every tick: tasks whose pause is over are queued again.
+    pub(crate) fn queue_delayed(&mut self) {
+        while let Some(Reverse((until, ix, stamp))) = self.delayed.peek().copied() {
+            if until > self.now {
+                return;
+            }
+            self.delayed.pop();
+            let waits =
+                |task: &Task| matches!(task.state, TaskState::Delayed { until: then } if then == until);
+            if self.tasks.stamped(ix, stamp).is_some_and(waits) {
+                self.enqueue(ix, true);
+            }
+        }
+    }
+
+    /// A task left the table, and with that its shapes.
+    pub(crate) fn uncount(&mut self, task: &Task) {
+        for ix in task.shapes() {
+            if let Some(shape) = self.shapes.get_mut(ix) {
+                shape.tasks -= 1;
+            }
         }
     }
 
@@ -179,7 +220,7 @@ impl Head {
                 }
                 None
             }
-            TaskState::Reserving => None,
+            TaskState::Reserving | TaskState::Delayed { .. } => None,
             TaskState::Alive { node, lease, .. } => {
                 self.give_back(ix, &spec, node, bundle, &lease, false);
                 if let Some(state) = self.nodes.get_mut(node) {
@@ -189,7 +230,7 @@ impl Head {
                 Some(lease)
             }
             TaskState::Queued { .. } => {
-                self.leave_queue(shape_ix, promoted);
+                self.leave_queues(ix, promoted);
                 None
             }
             TaskState::Prefetched { node, called_back, .. } => {
@@ -307,9 +348,7 @@ impl Head {
             outcome = self.outcome_in_group(ix, &spec, outcome);
         }
         let Some(task) = self.tasks.remove(ix) else { return };
-        if let Some(shape) = self.shapes.get_mut(task.shape) {
-            shape.tasks -= 1;
-        }
+        self.uncount(&task);
         let spec = task.spec;
         // Its submitter asked its actor itself, and knows.
         let knows = matches!(task.state, TaskState::Direct);
@@ -448,4 +487,19 @@ fn check_outcome(outcome: Outcome, spec: &TaskSpec, node_name: &str) -> Outcome 
         }
         outcome => outcome,
     }
+}
+
+/// A pause before a retry: a part, drawn by the task and the try, of a time that grows with each (full jitter). Equal
+/// inputs give equal pauses, so that a simulation can be replayed.
+fn pause(backoff: Backoff, id: TaskId, retry: u32) -> Span {
+    let growth = f64::from(backoff.growth.max(100)) / 100.0;
+    let most = f64::from(backoff.most_ms.max(backoff.first_ms));
+    let grown = f64::from(backoff.first_ms) * growth.powi(retry.saturating_sub(1).min(64) as i32);
+    // SplitMix64.
+    let mut mixed =
+        id.client.0 ^ id.seq.rotate_left(24) ^ u64::from(retry).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let part = ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
+    Span((grown.min(most) * part * 1000.0) as u64)
 }

@@ -1,5 +1,7 @@
 //! The machine itself: what it consists of, and what each message leads to.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use cluster_types::client_node::LogLine;
@@ -55,6 +57,8 @@ pub struct Head {
     pub(crate) tasks: Tasks,
     pub(crate) actors: Actors,
     pub(crate) groups: Groups,
+    /// Tasks that pause before their next try, by the end of that.
+    pub(crate) delayed: BinaryHeap<Reverse<(Time, TaskIx, u32)>>,
     /// Those whose calls go on at the next tick.
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
@@ -86,6 +90,7 @@ impl Head {
             tasks,
             actors: Actors::default(),
             groups: Groups::default(),
+            delayed: BinaryHeap::new(),
             paused_actors: Vec::new(),
             children: Map::default(),
             streams: Streams::default(),
@@ -215,6 +220,7 @@ impl Head {
         for (ix, heard) in silent {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
+        self.queue_delayed();
         self.give_notices();
         self.resume_calls();
         self.care_for_the_starving();

@@ -14,6 +14,9 @@ use crate::nodes::Node;
 use crate::slab::NodeIx;
 use crate::tasks::TaskState;
 
+/// The label that every node has: its id.
+const NODE_LABEL: &str = "node-id";
+
 impl Head {
     pub(crate) fn node_connected(&mut self, connection: u64, hello: NodeHello) {
         if hello.protocol != PROTOCOL_VERSION {
@@ -48,12 +51,14 @@ impl Head {
         self.out.push(Effect::AdmitNode { connection, node: hello.node, incarnation, message });
 
         let id = hello.node;
+        let mut labels = hello.labels;
+        labels.insert(NODE_LABEL.to_owned(), id.to_string());
         let ix = self.nodes.insert(Node {
             id,
             incarnation,
             hostname: hello.hostname.into(),
             data_address: hello.data_address,
-            labels: hello.labels,
+            labels,
             store: StoreUsage { capacity: hello.store_capacity, ..StoreUsage::default() },
             executors: 0,
             ledger: Ledger::new(hello.resources),

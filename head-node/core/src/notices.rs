@@ -5,8 +5,9 @@ use cluster_types::task::Strategy;
 use cluster_types::{FailureKind, HeadToNode, NodeId, Outcome, Resources, Span};
 
 use crate::head::{Head, failure};
+use crate::nodes::Node;
 use crate::slab::{ShapeIx, TaskIx};
-use crate::tasks::TaskState;
+use crate::tasks::{Task, TaskState};
 
 /// A node that is just starting is given so long before anybody is told that it is missing.
 const PATIENCE: Span = Span::millis(500);
@@ -15,8 +16,8 @@ impl Head {
     /// Counts the nodes that could ever run the shape.
     pub(crate) fn count_feasible(&mut self, ix: ShapeIx) {
         let Some(shape) = self.shapes.get(ix) else { return };
-        let count =
-            self.nodes.iter().filter(|(_, node)| node.ledger.could_ever_fit(&shape.resources)).count();
+        let could = |node: &Node| node.ledger.could_ever_fit(&shape.resources) && shape.labels_match(node);
+        let count = self.nodes.iter().filter(|(_, node)| could(node)).count();
         if let Some(shape) = self.shapes.get_mut(ix) {
             shape.feasible = count;
         }
@@ -53,17 +54,41 @@ impl Head {
             }
             return;
         }
-        if shape.feasible > 0 {
+        if self.is_feasible(task) {
             return;
         }
         if self.config.closed && self.nodes.any_joined {
-            let lacks = self.lacking(&shape.resources);
+            let lacks = self.lacking_for(task);
             let message = format!("task {name} ({id}) needs {lacks}, and no node can join this cluster");
             let failure = failure(FailureKind::Unschedulable, message, Some(id));
             self.failing.push((ix, stamp, failure));
         } else {
             self.notices.push((self.now + PATIENCE, ix, stamp));
         }
+    }
+
+    /// Whether a node could ever run it, in one way or another.
+    pub(crate) fn is_feasible(&self, task: &Task) -> bool {
+        task.shapes().iter().any(|ix| self.shapes.get(*ix).is_some_and(|shape| shape.feasible > 0))
+    }
+
+    /// What a task that no node can run asks for, each way.
+    pub(crate) fn lacking_for(&self, task: &Task) -> String {
+        let each: Vec<String> = task
+            .shapes()
+            .iter()
+            .filter_map(|ix| {
+                let shape = self.shapes.get(*ix)?;
+                if let Strategy::Labels(selector) = &shape.strategy
+                    && !self.nodes.iter().any(|(_, node)| shape.labels_match(node))
+                {
+                    let rules: Vec<_> = selector.hard.iter().map(ToString::to_string).collect();
+                    return Some(format!("a node with {}; there is none", rules.join(", ")));
+                }
+                Some(self.lacking(&shape.resources))
+            })
+            .collect();
+        each.join(", or ")
     }
 
     /// `2 GPU; no node has more than 0`.
@@ -159,11 +184,13 @@ impl Head {
                 continue;
             }
             let (job, name, shape_ix) = (task.spec.job, task.spec.template.name.clone(), task.shape);
-            let Some(shape) = self.shapes.get(shape_ix).filter(|shape| shape.feasible == 0) else { continue };
+            if self.is_feasible(task) {
+                continue;
+            }
             if !matches!(task.state, TaskState::Queued { .. }) {
                 continue;
             }
-            let lacks = self.lacking(&shape.resources);
+            let lacks = self.lacking_for(task);
             let text = format!("task {name} needs {lacks} — it waits for a node to join");
             let Some(job) = self.jobs.get_mut(&job) else { continue };
             if !job.noticed.insert((name, shape_ix.0)) {

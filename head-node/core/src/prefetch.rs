@@ -34,7 +34,7 @@ fn depth(here: &NodeShape, micros: Option<f32>, most: u32) -> u32 {
 impl Head {
     /// A node that should have another attempt of this shape ahead, in turn.
     pub(crate) fn choose_ahead(&mut self, ix: ShapeIx, heavy: Option<NodeIx>) -> Option<NodeIx> {
-        if self.config.prefetch_max == 0 {
+        if self.config.prefetch_max == 0 || self.shapes.get(ix)?.is_variant {
             return None;
         }
         if let Some(heavy) = heavy

@@ -91,7 +91,7 @@ impl Head {
     /// Moves a task that was just promoted ahead of others.
     fn hurry(&mut self, ix: TaskIx) {
         let Some(task) = self.tasks.get_mut(ix) else { return };
-        let (shape_ix, stamp) = (task.shape, task.stamp);
+        let stamp = task.stamp;
         match task.state {
             TaskState::Waiting { .. }
             | TaskState::Leased { .. }
@@ -99,10 +99,11 @@ impl Head {
             | TaskState::Direct
             | TaskState::HandedOut { .. }
             | TaskState::Reserving
+            | TaskState::Delayed { .. }
             | TaskState::Alive { .. } => {}
             TaskState::Queued { .. } => {
                 task.state = TaskState::Waiting { missing: 0 };
-                self.leave_queue(shape_ix, false);
+                self.leave_queues(ix, false);
                 self.enqueue(ix, false);
             }
             TaskState::Prefetched { node, .. } => {

@@ -215,8 +215,8 @@ impl Head {
                     self.why_in_group(place, task.shape)
                 } else if self.nodes.alive().is_empty() {
                     "no node has joined the cluster yet".to_owned()
-                } else if shape.feasible == 0 {
-                    format!("it needs {}; it waits for a node to join", self.lacking(resources))
+                } else if !self.is_feasible(task) {
+                    format!("it needs {}; it waits for a node to join", self.lacking_for(task))
                 } else {
                     let before = shape.queued().saturating_sub(1);
                     format!(
@@ -238,6 +238,12 @@ impl Head {
                     self.nodes.name(*node)
                 )
             }
+            TaskState::Delayed { until } => format!(
+                "it raised, and is tried again in {:.1} s: retry {} of {}",
+                until.since(self.now).0 as f64 / 1e6,
+                task.retries,
+                task.spec.template.max_retries
+            ),
             TaskState::Reserving => match self.groups.get(task.spec.id.result(0)) {
                 Some(group) => self.why_group_waits(group),
                 None => "it waits for resources".to_owned(),
@@ -297,6 +303,9 @@ impl Head {
     fn what_node_lacks(&self, node: &Node, task: &Task) -> String {
         let resources = &task.spec.template.resources;
         let name = &node.hostname;
+        if self.shapes.get(task.shape).is_some_and(|shape| !shape.labels_match(node)) {
+            return format!("{name}: its labels do not match");
+        }
         let never = resources.missing_from(node.ledger.total());
         if !never.is_empty() {
             let lacks: Vec<_> = never
@@ -329,7 +338,7 @@ impl Head {
 fn state_name(task: &Task) -> &'static str {
     match task.state {
         TaskState::Waiting { .. } => "waiting",
-        TaskState::Queued { .. } => "queued",
+        TaskState::Queued { .. } | TaskState::Delayed { .. } => "queued",
         TaskState::Prefetched { .. } => "prefetched",
         TaskState::Leased { .. } | TaskState::HandedOut { .. } | TaskState::Direct => "running",
         TaskState::AtActor | TaskState::Reserving => "queued",

@@ -28,6 +28,8 @@ const SLICE: usize = 512;
 const TURN: usize = 64;
 /// Candidates looked at for one task.
 const LOOKED_AT: usize = 8;
+/// What a node costs more where the labels that a task would rather have are not.
+const NOT_WANTED: u64 = 1 << 40;
 /// A shape that was not served for so long gets a node kept free.
 const STARVING: Span = Span::millis(500);
 /// Stored argument bytes below which it does not matter where they are.
@@ -156,12 +158,12 @@ impl Head {
         if !state.ledger.fits(&shape.resources) {
             return false;
         }
-        if matches!(shape.strategy, Strategy::Node { .. }) {
+        if matches!(shape.strategy, Strategy::Node { .. } | Strategy::Labels(_)) {
             let target_is_alive = self.target_is_alive(ix);
             let (Some(state), Some(shape)) = (self.nodes.get(node), self.shapes.get(ix)) else {
                 return false;
             };
-            if !shape.may_run_on(state.id, target_is_alive) {
+            if !shape.may_run_on(state, target_is_alive) {
                 return false;
             }
         }
@@ -214,6 +216,7 @@ impl Head {
                 // A promoted task that fits nowhere must not keep others of its shape from where only they may go.
                 break;
             };
+            self.choose_variant(task, ix);
             self.assign(task, node, now_on.is_some(), None);
             placed += 1;
         }
@@ -235,8 +238,29 @@ impl Head {
         None
     }
 
-    /// A queued task left its queue.
-    pub(crate) fn leave_queue(&mut self, ix: ShapeIx, promoted: bool) {
+    /// Of several requests, a task is given this one.
+    fn choose_variant(&mut self, ix: TaskIx, shape: ShapeIx) {
+        let Some(task) = self.tasks.get_mut(ix) else { return };
+        let Some((choices, submitted)) = &task.choices else { return };
+        if let Some((_, template)) = choices.variants.iter().find(|(variant, _)| *variant == shape) {
+            let spec = TaskSpec { template: template.clone(), ..(**submitted).clone() };
+            task.spec = std::sync::Arc::new(spec);
+            task.shape = shape;
+        }
+    }
+
+    /// A queued task left its queue, or those of all its variants.
+    pub(crate) fn leave_queues(&mut self, ix: TaskIx, promoted: bool) {
+        let Some(task) = self.tasks.get(ix) else { return };
+        if task.choices.is_none() {
+            return self.leave_queue(task.shape, promoted);
+        }
+        for shape in task.shapes() {
+            self.leave_queue(shape, promoted);
+        }
+    }
+
+    fn leave_queue(&mut self, ix: ShapeIx, promoted: bool) {
         let tasks = &self.tasks;
         let Some(shape) = self.shapes.get_mut(ix) else { return };
         let queue = if promoted { &mut shape.promoted } else { &mut shape.queue };
@@ -288,12 +312,16 @@ impl Head {
                 .get(node)
                 .is_some_and(|node| can_start(node, &self.shapes, ix, &shape.resources, promoted, now))
         };
+        let spread = shape.strategy == Strategy::Spread;
+        if !shape.wishes().is_empty() {
+            return self.choose_among_candidates(ix, promoted, spread);
+        }
         if let Some(heavy) = heavy
             && fits(heavy, shape)
+            && self.nodes.get(heavy).is_some_and(|node| shape.labels_match(node))
         {
             return Some(heavy);
         }
-        let spread = shape.strategy == Strategy::Spread;
         if let Some(pack) = shape.pack
             && !spread
             && fits(pack, shape)
@@ -311,7 +339,8 @@ impl Head {
         loop {
             let shape = self.shapes.get(ix)?;
             let set = if promoted { &shape.promoted_candidates } else { &shape.candidates };
-            if looked_at >= LOOKED_AT.min(set.len()) {
+            let most = if shape.wishes().is_empty() { LOOKED_AT } else { usize::MAX };
+            if looked_at >= most.min(set.len()) {
                 break;
             }
             let candidate = set.ahead(looked_at)?;
@@ -319,7 +348,8 @@ impl Head {
             let starts =
                 node.filter(|node| can_start(node, &self.shapes, ix, &shape.resources, promoted, now));
             if let Some(node) = starts {
-                let cost = cost(node, &shape.resources, spread);
+                let wanted = shape.wishes().iter().all(|rule| rule.holds(&node.labels));
+                let cost = cost(node, &shape.resources, spread) + if wanted { 0 } else { NOT_WANTED };
                 if best.is_none_or(|(least, _)| cost < least) {
                     best = Some((cost, candidate));
                 }
@@ -465,7 +495,7 @@ impl Head {
             .nodes
             .iter()
             .filter(|(_, node)| node.reserved.is_none())
-            .filter(|(_, node)| shape.may_run_on(node.id, target_is_alive))
+            .filter(|(_, node)| shape.may_run_on(node, target_is_alive))
             .filter(|(_, node)| node.ledger.could_ever_fit(&shape.resources))
             .max_by_key(|(ix, node)| (node.ledger.free_cpu() - shape.resources.cpu, std::cmp::Reverse(*ix)))
             .map(|(ix, _)| ix);

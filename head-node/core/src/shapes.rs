@@ -7,9 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cluster_types::task::Strategy;
+use cluster_types::task::{LabelRule, Strategy};
 use cluster_types::{Map, Resources, TaskTemplate, Time};
 
+use crate::nodes::Node;
 use crate::slab::{Index as _, NodeIx, ShapeIx, Slab, TaskIx};
 
 /// Nodes, each at most once, that are cheap to add, remove and go around.
@@ -127,6 +128,8 @@ impl Queue {
 pub(crate) struct Shape {
     pub resources: Resources,
     pub strategy: Strategy,
+    /// Its tasks would take something else as well, so none is sent ahead to wait for this.
+    pub is_variant: bool,
     pub queue: Queue,
     /// Tasks that somebody blocked waits for (rule S4); they go first.
     pub promoted: Queue,
@@ -165,19 +168,45 @@ impl Shape {
     }
 
     /// Where it must run, if the strategy says so and there is no way out.
-    pub fn may_run_on(&self, node: cluster_types::NodeId, target_is_alive: bool) -> bool {
-        match self.strategy {
-            Strategy::Node { id, soft } => id == node || (soft && !target_is_alive),
+    pub fn may_run_on(&self, node: &Node, target_is_alive: bool) -> bool {
+        match &self.strategy {
+            Strategy::Node { id, soft } => *id == node.id || (*soft && !target_is_alive),
+            _ => self.labels_match(node),
+        }
+    }
+
+    /// Whether the node's labels are such as the strategy demands.
+    pub fn labels_match(&self, node: &Node) -> bool {
+        match &self.strategy {
+            Strategy::Labels(selector) => selector.hard.iter().all(|rule| rule.holds(&node.labels)),
             _ => true,
         }
     }
+
+    /// Rules of which a node that obeys all goes before others.
+    pub fn wishes(&self) -> &[LabelRule] {
+        match &self.strategy {
+            Strategy::Labels(selector) => &selector.soft,
+            _ => &[],
+        }
+    }
+}
+
+/// The requests of which a task takes the first that is free: the shape of each, and the template as its executor is to
+/// see it.
+#[derive(Debug, Default)]
+pub(crate) struct Choices {
+    pub variants: Vec<(ShapeIx, Arc<TaskTemplate>)>,
 }
 
 /// All shapes.
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
     slab: Slab<ShapeIx, Shape>,
-    index: Map<Resources, Map<Strategy, ShapeIx>>,
+    /// By what is asked for, where, and whether it is one of several requests of the same task.
+    index: Map<Resources, Map<(Strategy, bool), ShapeIx>>,
+    /// The last template with variants asked for.
+    last_choices: Option<(Arc<TaskTemplate>, Arc<Choices>)>,
     /// The last template asked for: submissions come in runs.
     last: Option<(Arc<TaskTemplate>, ShapeIx)>,
     /// Those whose tasks any node may run: not those of placement groups, which only their groups' bundles run.
@@ -214,14 +243,47 @@ impl Shapes {
         {
             return (*ix, false);
         }
-        let known = self.index.get(&template.resources).and_then(|shapes| shapes.get(&template.strategy));
+        let (ix, is_new) = self.find_or_make(template, false, now);
+        self.last = Some((template.clone(), ix));
+        (ix, is_new)
+    }
+
+    /// The shapes of a template with variants: one for each request; and those of them that are new.
+    pub fn choices_of(&mut self, template: &Arc<TaskTemplate>, now: Time) -> (Arc<Choices>, Vec<ShapeIx>) {
+        if let Some((last, choices)) = &self.last_choices
+            && Arc::ptr_eq(last, template)
+        {
+            return (choices.clone(), Vec::new());
+        }
+        let mut choices = Choices::default();
+        let mut new = Vec::new();
+        for resources in std::iter::once(&template.resources).chain(&template.variants) {
+            let variant =
+                TaskTemplate { resources: resources.clone(), variants: Vec::new(), ..(**template).clone() };
+            let variant = Arc::new(variant);
+            let (ix, is_new) = self.find_or_make(&variant, true, now);
+            if choices.variants.iter().all(|(known, _)| *known != ix) {
+                choices.variants.push((ix, variant));
+            }
+            if is_new {
+                new.push(ix);
+            }
+        }
+        let choices = Arc::new(choices);
+        self.last_choices = Some((template.clone(), choices.clone()));
+        (choices, new)
+    }
+
+    fn find_or_make(&mut self, template: &Arc<TaskTemplate>, is_variant: bool, now: Time) -> (ShapeIx, bool) {
+        let key = (template.strategy.clone(), is_variant);
+        let known = self.index.get(&template.resources).and_then(|shapes| shapes.get(&key));
         if let Some(ix) = known {
-            self.last = Some((template.clone(), *ix));
             return (*ix, false);
         }
         let ix = self.slab.insert(Shape {
             resources: template.resources.clone(),
             strategy: template.strategy.clone(),
+            is_variant,
             queue: Queue::default(),
             promoted: Queue::default(),
             tasks: 0,
@@ -240,8 +302,7 @@ impl Shapes {
             ready: false,
         });
         let strategies = self.index.entry(template.resources.clone()).or_default();
-        strategies.insert(template.strategy.clone(), ix);
-        self.last = Some((template.clone(), ix));
+        strategies.insert(key, ix);
         if template.strategy.group().is_none() {
             self.alive.push(ix);
         }
@@ -255,12 +316,13 @@ impl Shapes {
         self.ready.retain(|ready| *ready != ix);
         self.promoted.retain(|promoted| *promoted != ix);
         if let Some(shapes) = self.index.get_mut(&shape.resources) {
-            shapes.remove(&shape.strategy);
+            shapes.remove(&(shape.strategy, shape.is_variant));
             if shapes.is_empty() {
                 self.index.remove(&shape.resources);
             }
         }
         self.last = None;
+        self.last_choices = None;
     }
 
     /// Where to begin going around the shapes: another each time.

@@ -9,7 +9,8 @@ use cluster_types::{FailureKind, HeadToNode, Set, TaskKind, TaskSpec};
 use crate::head::{Head, Job, failure};
 use crate::ledger::check_amounts;
 use crate::objects::ObjectValue;
-use crate::slab::{NodeIx, TaskIx};
+use crate::shapes::Choices;
+use crate::slab::{NodeIx, ShapeIx, TaskIx};
 use crate::streams::Stream;
 use crate::tasks::{Ended, TaskState};
 
@@ -45,6 +46,9 @@ impl Head {
         if let Some(job) = self.jobs.get_mut(&spec.job) {
             job.submitters.insert(id.client);
         }
+        if !spec.template.variants.is_empty() {
+            return self.submit_choices(spec);
+        }
         let (shape_ix, is_new) = self.shapes.of(&spec.template, self.now);
         if is_new {
             match spec.template.strategy.group() {
@@ -58,11 +62,37 @@ impl Head {
         if let Some(shape) = self.shapes.get_mut(shape_ix) {
             shape.tasks += 1;
         }
-        let returns = spec.template.num_returns;
-        if spec.template.stream.is_some() {
+        let task_ix = self.tasks.insert(spec, shape_ix, self.now);
+        self.enter(task_ix);
+    }
+
+    /// A task that takes the first of several requests that is free.
+    fn submit_choices(&mut self, spec: TaskSpec) {
+        let (choices, new) = self.shapes.choices_of(&spec.template, self.now);
+        for ix in new {
+            self.count_feasible(ix);
+            self.offer_all_nodes(ix);
+        }
+        for (ix, _) in &choices.variants {
+            if let Some(shape) = self.shapes.get_mut(*ix) {
+                shape.tasks += 1;
+            }
+        }
+        let Some((first, _)) = choices.variants.first() else { return };
+        let task_ix = self.tasks.insert(spec, *first, self.now);
+        if let Some(task) = self.tasks.get_mut(task_ix) {
+            task.choices = Some((choices, task.spec.clone()));
+        }
+        self.enter(task_ix);
+    }
+
+    /// A task came into the table: what it makes and holds is noted, and it is queued once its arguments are there.
+    fn enter(&mut self, task_ix: TaskIx) {
+        let Some(task) = self.tasks.get(task_ix) else { return };
+        let (id, returns) = (task.spec.id, task.spec.template.num_returns);
+        if task.spec.template.stream.is_some() {
             self.streams.insert(id, Stream::default());
         }
-        let task_ix = self.tasks.insert(spec, shape_ix, self.now);
         // Rule R2: the results are known from now on, with the submitter as holder.
         for index in 0..returns {
             let object = self.objects.find_or_insert(id.result(index), || ObjectValue::Pending(task_ix));
@@ -174,6 +204,17 @@ impl Head {
             return Err("what yields items is a function or a method, with one result beside them".to_owned());
         }
         check_amounts(&template.resources)?;
+        for variant in &template.variants {
+            check_amounts(variant)?;
+            variant.check_request().map_err(|problem| format!("its request for GPUs {problem}"))?;
+        }
+        if !template.variants.is_empty()
+            && (spec.called_actor().is_some()
+                || matches!(template.kind, TaskKind::Group(_))
+                || template.strategy.group().is_some())
+        {
+            return Err("variants are for tasks and actors outside placement groups".to_owned());
+        }
         self.check_actor(spec)?;
         self.check_group(spec)?;
         template.resources.check_request().map_err(|problem| format!("its request for GPUs {problem}"))
@@ -239,7 +280,6 @@ impl Head {
 
     /// Puts a task, all of whose arguments exist (DEP-1), into its shape's queue.
     pub(crate) fn enqueue(&mut self, ix: TaskIx, front: bool) {
-        let now = self.now;
         let Some(task) = self.tasks.get_mut(ix) else { return };
         if let Some(actor) = task.spec.called_actor() {
             task.state = TaskState::AtActor;
@@ -249,19 +289,16 @@ impl Head {
             return self.enter_group(ix);
         }
         let group = task.spec.template.strategy.group();
+        if let Some((choices, submitted)) = &task.choices {
+            task.spec = submitted.clone();
+            let choices = choices.clone();
+            return self.enqueue_choices(ix, &choices, front);
+        }
         let ticket = self.shapes.ticket();
         let (shape_ix, stamp, promoted) = (task.shape, task.stamp, task.promoted);
         task.state = TaskState::Queued { ticket };
-        let Some(shape) = self.shapes.get_mut(shape_ix) else { return };
-        if shape.queued() == 0 {
-            shape.served = now;
-        }
-        let queue = if promoted { &mut shape.promoted } else { &mut shape.queue };
-        if front {
-            queue.push_front(ix, ticket);
-        } else {
-            queue.push_back(ix, ticket);
-        }
+        self.put_in_queue(ix, shape_ix, ticket, promoted, front);
+        let Some(shape) = self.shapes.get(shape_ix) else { return };
         if let Some(place) = group {
             self.shapes.make_ready(shape_ix);
             if let Err(failure) = self.check_place(ix, place) {
@@ -277,6 +314,38 @@ impl Head {
         }
         if has_where || is_bound {
             self.shapes.make_ready(shape_ix);
+        }
+    }
+
+    /// Into the queue of each request: the first that is free takes it out of all.
+    fn enqueue_choices(&mut self, ix: TaskIx, choices: &Choices, front: bool) {
+        let ticket = self.shapes.ticket();
+        let Some(task) = self.tasks.get_mut(ix) else { return };
+        task.state = TaskState::Queued { ticket };
+        let (stamp, promoted) = (task.stamp, task.promoted);
+        let is_bound = matches!(task.spec.template.strategy, Strategy::Node { .. });
+        let mut feasible = false;
+        for (shape_ix, _) in &choices.variants {
+            self.put_in_queue(ix, *shape_ix, ticket, promoted, front);
+            self.shapes.make_ready(*shape_ix);
+            feasible |= self.shapes.get(*shape_ix).is_some_and(|shape| shape.feasible > 0);
+        }
+        if !feasible || is_bound {
+            self.judge_task(ix, stamp);
+        }
+    }
+
+    fn put_in_queue(&mut self, ix: TaskIx, shape_ix: ShapeIx, ticket: u32, promoted: bool, front: bool) {
+        let now = self.now;
+        let Some(shape) = self.shapes.get_mut(shape_ix) else { return };
+        if shape.queued() == 0 {
+            shape.served = now;
+        }
+        let queue = if promoted { &mut shape.promoted } else { &mut shape.queue };
+        if front {
+            queue.push_front(ix, ticket);
+        } else {
+            queue.push_back(ix, ticket);
         }
     }
 }

@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use cluster_types::{Attempt, ClientId, JobId, Lease, Map, Set, TaskId, TaskSpec, Time};
 
+use smallvec::SmallVec;
+
+use crate::shapes::Choices;
 use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
 
 /// Where a task is.
@@ -16,8 +19,10 @@ use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
 pub(crate) enum TaskState {
     /// This many of its arguments do not exist yet (DEP-1).
     Waiting { missing: u32 },
-    /// In its shape's queue, under this ticket.
+    /// In its shape's queue (or in those of all its variants), under this ticket.
     Queued { ticket: u32 },
+    /// It raised, and is tried again then.
+    Delayed { until: Time },
     /// Sent ahead, without a lease (rule S2).
     Prefetched { node: NodeIx, since: Time, called_back: bool },
     /// It may run, and runs as soon as its arguments are there. `blocked`: it waits in `get` (rule S4).
@@ -39,6 +44,9 @@ pub(crate) enum TaskState {
 pub(crate) struct Task {
     pub spec: Arc<TaskSpec>,
     pub shape: ShapeIx,
+    /// If several requests would do: those, and the spec as it was submitted. `spec` and `shape` are of the one chosen,
+    /// once it is.
+    pub choices: Option<(Arc<Choices>, Arc<TaskSpec>)>,
     /// Tells apart tasks that had the same slot.
     pub stamp: u32,
     /// The number of the last attempt; 0 before the first.
@@ -66,6 +74,14 @@ impl Task {
             | TaskState::HandedOut { node, .. }
             | TaskState::Alive { node, .. } => Some(node),
             _ => None,
+        }
+    }
+
+    /// Every shape that counts it: its own, or those of all its variants.
+    pub fn shapes(&self) -> SmallVec<[ShapeIx; 2]> {
+        match &self.choices {
+            Some((choices, _)) => choices.variants.iter().map(|(ix, _)| *ix).collect(),
+            None => SmallVec::from_slice(&[self.shape]),
         }
     }
 
@@ -161,6 +177,7 @@ impl Tasks {
         let ix = self.slab.insert(Task {
             spec: Arc::new(spec),
             shape,
+            choices: None,
             stamp: self.stamps,
             attempt: 0,
             retries: 0,

@@ -5,6 +5,7 @@ mod cancel;
 mod direct;
 mod groups;
 mod liveness;
+mod places;
 mod random;
 mod scene;
 mod sequences;

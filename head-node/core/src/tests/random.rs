@@ -7,7 +7,9 @@ use bytes::Bytes;
 use cluster_types::client_node::Cancellation;
 use cluster_types::node_head::Retry;
 use cluster_types::query::Query;
-use cluster_types::task::Strategy;
+use cluster_types::task::{
+    Backoff, GroupStrategy, GroupTraits, InGroup, LabelMatch, LabelRule, LabelSelector, Strategy,
+};
 use cluster_types::{
     ActorTraits, Amount, Attempt, ClientId, ClientKind, FailureKind, HeadToNode, JobId, NodeToHead, ObjectId,
     Outcome, Payload, Refs, Resources, ResultValue, Span, StreamLimits, TaskId, TaskKind, TaskResult,
@@ -19,7 +21,7 @@ use super::scene::*;
 use crate::{Effect, Event, HeadConfig};
 
 /// Kinds of steps; the last nine are of actors, cancellation and streams.
-const KINDS: u8 = 31;
+const KINDS: u8 = 33;
 const FIRST_OF_ACTORS: u8 = 22;
 
 /// A few numbers from which a step is made.
@@ -43,6 +45,17 @@ fn object(a: u8, b: u8) -> ObjectId {
     } else {
         TaskId { client: client(a / 2), seq }.result(u32::from(b) % 2)
     }
+}
+
+/// A rule on the label with the node's id.
+fn label(key: &str, kind: u8, c: u8) -> LabelRule {
+    let values = vec![node(u64::from(c % 4)).to_string()];
+    let rule = match kind {
+        0 => LabelMatch::In(values),
+        1 => LabelMatch::NotIn(values),
+        _ => LabelMatch::Exists,
+    };
+    LabelRule { key: key.to_owned(), rule }
 }
 
 fn class() -> ObjectId {
@@ -108,7 +121,8 @@ impl World {
                 self.scene.event(Event::Tick);
             }
             21 => {
-                let query = match b % 7 {
+                let query = match b % 8 {
+                    7 => Query::Groups { limit: u32::from(c % 4) },
                     0 => Query::Status,
                     1 => Query::Nodes,
                     2 => Query::Tasks { limit: u32::from(c % 4) },
@@ -127,6 +141,12 @@ impl World {
             28 => self.answer_call(b, c, d),
             29 => self.yields(b, c, d),
             30 => self.taken(n, b, c, d),
+            31 => self.submit_group(b, c, d),
+            32 => {
+                let n = self.node_of(client(b)).unwrap_or(n);
+                let actor = self.some_group(c).unwrap_or_else(|| object(c, d));
+                self.tell(n, NodeToHead::Kill { client: client(b), actor, restart: false });
+            }
             _ => {}
         }
         self.listen();
@@ -140,6 +160,15 @@ impl World {
         let strategy = match d % 7 {
             0 => Strategy::Spread,
             1 => Strategy::Node { id: node(u64::from(c % 4)), soft: b.is_multiple_of(2) },
+            2 => Strategy::Labels(Arc::new(LabelSelector {
+                hard: vec![label("node-id", b % 3, c)],
+                soft: vec![label("node-id", 0, d)],
+            })),
+            3 | 4 => Strategy::Group(InGroup {
+                group: self.some_group(c).unwrap_or_else(|| object(b, c)),
+                bundle: [None, Some(0), Some(1)][usize::from(b % 3)],
+                capture: false,
+            }),
             _ => Strategy::Default,
         };
         let gpu = [0, 0, 0, 2_500, 10_000, 20_000, 15_000, -1][usize::from(c % 8)];
@@ -158,7 +187,8 @@ impl World {
             kind: Default::default(),
             // One result, sometimes with items beside it.
             stream: (c % 3 == 1).then(StreamLimits::default),
-            ..TaskTemplate::default()
+            variants: if c % 5 == 1 { vec![Resources::cpus(i64::from(b % 3))] } else { Vec::new() },
+            backoff: Backoff { first_ms: u32::from(b % 2) * 300, growth: 200, most_ms: 1_000 },
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {
@@ -213,7 +243,10 @@ impl World {
             max_retries: 0,
             retry_exceptions: Bytes::new(),
             env_vars: Default::default(),
-            strategy: Strategy::Default,
+            strategy: match self.some_group(d) {
+                Some(group) if c % 3 == 1 => Strategy::Group(InGroup { group, bundle: None, capture: false }),
+                _ => Strategy::Default,
+            },
             kind: TaskKind::Actor(Arc::new(traits)),
             ..TaskTemplate::default()
         };
@@ -298,6 +331,41 @@ impl World {
         self.tell(n, NodeToHead::Drop { client: client(b), objects });
         let closed = c.is_multiple_of(9);
         self.tell(n, NodeToHead::Taken { task, items: u32::from(c % 5), closed });
+    }
+
+    /// A placement group: there is, or was lately.
+    fn some_group(&self, c: u8) -> Option<ObjectId> {
+        let mut groups: Vec<_> = self.scene.head.groups.iter().map(|(group, _)| *group).collect();
+        groups.sort_unstable();
+        (!groups.is_empty()).then(|| groups[usize::from(c) % groups.len()])
+    }
+
+    fn submit_group(&mut self, b: u8, c: u8, d: u8) {
+        let Some(n) = self.node_of(client(b)) else { return };
+        let bundle = |c: u8| match c % 5 {
+            0 => with_gpus(0, 1),
+            1 => Resources { gpu: Amount(5_000), ..Resources::cpus(1) },
+            2 => Resources::default(),
+            n => Resources::cpus(i64::from(n) - 2),
+        };
+        use GroupStrategy::{Pack, Spread, StrictPack, StrictSpread};
+        let traits = GroupTraits {
+            name: if c.is_multiple_of(4) { "g".to_owned() } else { String::new() },
+            namespace: String::new(),
+            detached: d.is_multiple_of(4),
+            strategy: [Pack, Spread, StrictPack, StrictSpread][usize::from(d / 4 % 4)],
+            bundles: (0..=b / 6 % 3).map(|at| bundle(c.wrapping_add(at * 7))).collect(),
+        };
+        let own = JobId(u32::from(client(b).0 as u8 % 2));
+        let job = if traits.detached { JobId(2000 + u32::from(d)) } else { own };
+        let template = TaskTemplate {
+            name: "group".into(),
+            num_returns: u32::from(!d.is_multiple_of(32)),
+            kind: TaskKind::Group(Arc::new(traits)),
+            ..TaskTemplate::default()
+        };
+        let c = if c.is_multiple_of(5) { c.wrapping_add(1) } else { c };
+        self.submit_spec(n, b, d, job, template, c);
     }
 
     fn kill(&mut self, n: u64, b: u8, c: u8, d: u8) {
@@ -497,6 +565,17 @@ proptest! {
             // Of eight steps, seven are of actors or streams.
             let kind = if kind.is_multiple_of(8) { kind / 8 } else { FIRST_OF_ACTORS + kind % 9 };
             world.take((kind, a, b, c, d));
+        }
+    }
+
+    #[test]
+    fn no_life_of_a_group_breaks_an_invariant(steps in proptest::collection::vec(any::<Step>(), 40..160)) {
+        let config = HeadConfig { finished_kept: 1_000, prefetch_max: 4, ..HeadConfig::default() };
+        let mut world = world(config);
+        for (kind, a, b, c, d) in steps {
+            // Groups, what runs in them, its ends, and nodes that come and go.
+            let kinds = [0, 1, 4, 5, 6, 11, 12, 13, 14, 15, 20, 22, 24, 26, 27, 28, 31, 31, 31, 32];
+            world.take((kinds[usize::from(kind) % kinds.len()], a, b, c, d));
         }
     }
 

@@ -98,6 +98,15 @@ impl Scene {
     }
 
     pub fn join(&mut self, n: u64, resources: Resources) {
+        self.join_labelled(n, resources, Default::default());
+    }
+
+    pub fn join_labelled(
+        &mut self,
+        n: u64,
+        resources: Resources,
+        labels: std::collections::BTreeMap<String, String>,
+    ) {
         let hello = NodeHello {
             protocol: PROTOCOL_VERSION,
             node: node(n),
@@ -105,7 +114,7 @@ impl Scene {
             data_address: format!("host{n}:8266"),
             gateway_address: String::new(),
             resources,
-            labels: Default::default(),
+            labels,
             store_capacity: 1 << 30,
             previous: None,
         };
