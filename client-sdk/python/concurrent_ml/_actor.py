@@ -43,6 +43,8 @@ class Method:
     signature: _calls.Described | None = None
     limits: tuple[int | None, int | None] = (None, STREAM_BYTES)
     """Of items and of bytes, where it yields."""
+    retries: tuple[int | None, bytes] = (None, b"")
+    """How often a call is tried again, unless as often as its actor says; and of which exceptions."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class Description:
     @functools.cached_property
     def pickled(self) -> bytes:
         """As bytes that any process can read."""
-        methods = {name: (m.num_returns, m.group, m.signature, m.limits) for name, m in self.methods.items()}
+        methods = {
+            name: (m.num_returns, m.group, m.signature, m.limits, m.retries)
+            for name, m in self.methods.items()
+        }
         parts = (self.class_name, self.module, methods, self.is_async, self.groups, self.max_task_retries)
         return pickle.dumps((*parts, self.concurrent), 5)
 
@@ -182,6 +187,8 @@ class ActorMethod(Generic[P, R]):
             concurrency_group=known.group,
             stream_max_items=max_items,
             stream_max_bytes=max_bytes,
+            max_task_retries=known.retries[0],
+            retry_exceptions=known.retries[1],
         )
 
     def _prepare(self) -> _native.Function:
@@ -196,6 +203,7 @@ class ActorMethod(Generic[P, R]):
         known = about.methods.get(self._name)
         signature = known.signature if known else _SPECIAL.get(self._name)
         num_returns, stream = _streams.returns(options)
+        retries = options.max_task_retries
         self._native = _native.Function(
             _state.connected(),
             self._ref,
@@ -206,8 +214,8 @@ class ActorMethod(Generic[P, R]):
             resources={},
             num_returns=num_returns,
             stream=stream,
-            max_retries=about.max_task_retries,
-            retry_exceptions=b"",
+            max_retries=about.max_task_retries if retries is None else retries,
+            retry_exceptions=_calls.retry_bytes(options.retry_exceptions),
             env_vars={},
             strategy="DEFAULT",
             parameters=_calls.parameters(signature),
@@ -450,7 +458,8 @@ class ActorClass(Generic[P, T]):
             if num_returns is None and _streams.is_generator(function):
                 num_returns = "streaming"
             limits = (declared.stream_max_items, declared.stream_max_bytes)
-            methods[name] = Method(num_returns, group, signature, limits)
+            retries = (declared.max_task_retries, _calls.retry_bytes(declared.retry_exceptions))
+            methods[name] = Method(num_returns, group, signature, limits, retries)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         groups = tuple(options.concurrency_groups)
         concurrent = is_async or bool(groups) or (options.max_concurrency or 1) > 1
@@ -471,10 +480,7 @@ class ActorClass(Generic[P, T]):
             client,
             self._stored,
             about.class_name,
-            num_cpus=options.num_cpus,
-            num_gpus=options.num_gpus,
-            memory=options.memory,
-            resources=dict(options.resources),
+            **_calls.requests(options.requests()),
             num_returns=1,
             max_retries=options.max_restarts,
             retry_exceptions=b"",

@@ -63,6 +63,25 @@ def parameters(signature: Described | None) -> dict[str, Any] | None:
     }
 
 
+def requests(asks: list[dict[str, float]]) -> dict[str, Any]:
+    """What the native module takes for what is asked for, one way or another."""
+    first, *others = asks
+    custom = {name: amount for name, amount in first.items() if name not in ("CPU", "GPU", "memory")}
+    plain = {"num_cpus": first["CPU"], "num_gpus": first["GPU"], "memory": first["memory"]}
+    return {**plain, "resources": custom, "variants": others}
+
+
+def retry_bytes(wanted: bool | bytes | tuple[type[BaseException], ...]) -> bytes:
+    """What an executor reads to know whether an exception is to be retried."""
+    if isinstance(wanted, bytes):
+        return wanted
+    if wanted is False or wanted == ():
+        return b""
+    import cloudpickle
+
+    return cloudpickle.dumps(wanted)
+
+
 def complain(
     signature: Described | None,
     name: str,

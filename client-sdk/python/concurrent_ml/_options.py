@@ -20,6 +20,15 @@ STREAM_BYTES = 256 << 20
 """A task that yields may be so many bytes ahead of who takes its items, unless told."""
 
 
+class Variant(TypedDict, total=False):
+    """One of several requests that would do, for type checkers."""
+
+    num_cpus: float
+    num_gpus: float
+    memory: float
+    resources: Mapping[str, float]
+
+
 class OtherOptions(TypedDict, total=False):
     """Every option but `num_returns`, for type checkers."""
 
@@ -36,6 +45,10 @@ class OtherOptions(TypedDict, total=False):
     timeout: str | float | None
     stream_max_items: int | None
     stream_max_bytes: int | None
+    retry_delay: str | float
+    retry_backoff: float
+    retry_max_delay: str | float
+    variants: Sequence[Variant] | None
 
 
 class AllOptions(OtherOptions, total=False):
@@ -61,12 +74,15 @@ class AllActorOptions(TypedDict, total=False):
     concurrency_groups: Mapping[str, int] | None
     runtime_env: Mapping[str, Any] | None
     scheduling_strategy: SchedulingStrategy | None
+    variants: Sequence[Variant] | None
 
 
 class OtherMethodOptions(TypedDict, total=False):
     """Every option of a method but `num_returns`, for type checkers."""
 
     concurrency_group: str | None
+    max_task_retries: int | None
+    retry_exceptions: bool | Sequence[type[BaseException]]
     name: str | None
     timeout: str | float | None
     stream_max_items: int | None
@@ -98,10 +114,27 @@ class Options:
     timeout: float | None = None
     stream_max_items: int | None = None
     stream_max_bytes: int | None = STREAM_BYTES
+    retry_delay: float = 0.1
+    retry_backoff: float = 2
+    retry_max_delay: float = 30
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     def asks(self) -> dict[str, float]:
         """What it asks for, by resource name."""
         return _asks(self)
+
+    def requests(self) -> list[dict[str, float]]:
+        """All that would do, by resource name."""
+        return _requests(self)
+
+    def backoff(self) -> tuple[int, int, int]:
+        """The pause before a retry, as the native module takes it."""
+        if not self.retry_exceptions:
+            return 0, 0, 0
+        first, most = (
+            min(round(1000 * span), (1 << 32) - 1) for span in (self.retry_delay, self.retry_max_delay)
+        )
+        return first, min(round(100 * self.retry_backoff), (1 << 32) - 1), most
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -131,10 +164,15 @@ class ActorOptions:
     concurrency_groups: Mapping[str, int] = field(default_factory=dict)
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     scheduling_strategy: Any = None
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     def asks(self) -> dict[str, float]:
         """What it asks for, by resource name."""
         return _asks(self)
+
+    def requests(self) -> list[dict[str, float]]:
+        """All that would do, by resource name."""
+        return _requests(self)
 
     def changed(self, given: Mapping[str, Any]) -> ActorOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -159,6 +197,9 @@ class MethodOptions:
     timeout: float | None = None
     stream_max_items: int | None = None
     stream_max_bytes: int | None = STREAM_BYTES
+    max_task_retries: int | None = None
+    """`None`: the actor's."""
+    retry_exceptions: bool | bytes | tuple[type[BaseException], ...] = False
 
     def changed(self, given: Mapping[str, Any]) -> MethodOptions:
         """These options with some replaced. A wrong one raises with a sentence."""
@@ -168,6 +209,41 @@ class MethodOptions:
 def _asks(options: Options | ActorOptions) -> dict[str, float]:
     plain = {"CPU": options.num_cpus, "GPU": options.num_gpus, "memory": options.memory}
     return {**plain, **options.resources}
+
+
+def _requests(options: Options | ActorOptions) -> list[dict[str, float]]:
+    if not options.variants:
+        return [_asks(options)]
+    if isinstance(options.scheduling_strategy, _strategies.PlacementGroupSchedulingStrategy):
+        raise ValueError("variants cannot be used in a placement group: what it sets aside is of one kind")
+    return [_asks(replace(options, variants=(), **variant)) for variant in options.variants]
+
+
+def _variants(key: str, value: Any) -> tuple[Mapping[str, Any], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(variant, Mapping) for variant in value):
+        raise TypeError(f'{key} is {value!r}; it must be a list like [{{"num_gpus": 1}}, {{"num_cpus": 8}}]')
+    checks = {"num_cpus": amount, "num_gpus": _gpus, "memory": amount, "resources": amounts}
+    for variant in value:
+        for name in variant:
+            if name not in checks:
+                raise TypeError(f"{key} has {name!r} in {variant!r}; there are {', '.join(checks)}")
+    return tuple({name: checks[name](name, asked) for name, asked in variant.items()} for variant in value)
+
+
+def _pause(key: str, value: Any) -> float:
+    return 0.0 if value in (None, 0) else duration(key, value) or 0.0
+
+
+def _growth(key: str, value: Any) -> float:
+    if amount(key, value) < 1:
+        raise ValueError(f"{key} is {value}; it must be 1 (each pause as long as the first) or more")
+    return value
+
+
+def _some_retries(key: str, value: Any) -> int | None:
+    return None if value is None else _retries(key, value)
 
 
 def _checked(given: Mapping[str, Any], checks: Mapping[str, Any], whose: str) -> dict[str, Any]:
@@ -394,6 +470,13 @@ _CHECKS = {
     "stream_max_bytes": _limit,
 }
 
+_CHECKS |= {
+    "retry_delay": _pause,
+    "retry_backoff": _growth,
+    "retry_max_delay": _pause,
+    "variants": _variants,
+}
+
 _ACTOR_CHECKS = {
     "num_cpus": _actor_cpus,
     "num_gpus": _gpus,
@@ -411,7 +494,11 @@ _ACTOR_CHECKS = {
     "scheduling_strategy": _strategy,
 }
 
+_ACTOR_CHECKS["variants"] = _variants
+
 _METHOD_CHECKS = {
+    "max_task_retries": _some_retries,
+    "retry_exceptions": _retry_exceptions,
     "num_returns": _method_returns,
     "concurrency_group": _name,
     "name": _name,

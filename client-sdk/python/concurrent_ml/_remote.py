@@ -151,13 +151,11 @@ class RemoteFunction(Generic[P, R]):
                 client,
                 client.put_function(function, f"the function {name}"),
                 name,
-                num_cpus=options.num_cpus,
-                num_gpus=options.num_gpus,
-                memory=options.memory,
-                resources=dict(options.resources),
+                **_calls.requests(options.requests()),
+                backoff=options.backoff(),
                 num_returns=num_returns,
                 max_retries=options.max_retries,
-                retry_exceptions=_retry_bytes(options.retry_exceptions),
+                retry_exceptions=_calls.retry_bytes(options.retry_exceptions),
                 env_vars=dict(options.runtime_env.get("env_vars", {})),
                 strategy=_strategies.native(options.scheduling_strategy, captured),
                 timeout=options.timeout,
@@ -214,14 +212,6 @@ class RemoteGenerator(RemoteFunction[P, R]):
 def _short_name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__name__
     return name.rpartition("<locals>.")[2]
-
-
-def _retry_bytes(wanted: bool | tuple[type[BaseException], ...]) -> bytes:
-    if wanted is False or wanted == ():
-        return b""
-    import cloudpickle
-
-    return cloudpickle.dumps(wanted)
 
 
 class _Decorator(Protocol):
@@ -287,7 +277,10 @@ def remote(*args: Any, **options: Any) -> Any:
     Options of a function: `num_cpus` (1; fractions too), `num_gpus` (0), `memory` (bytes), `resources`
     (`{"name": amount}`), `num_returns` (1), `max_calls` (0, any number; else an executor ends after so many calls),
     `max_retries` (3; -1 without end; for executors and nodes that are lost), `retry_exceptions` (False, True, or a list
-    of classes: which of the function's own exceptions are retried too), `name`, `runtime_env`
+    of classes: which of the function's own exceptions are retried too; before the first such retry it waits up to
+    `retry_delay` ("100ms"), then up to `retry_backoff` (2) times as long each time, but no longer than
+    `retry_max_delay` ("30s")), `variants` (`[{"num_gpus": 1}, {"num_cpus": 8}]`: it takes whichever is free first;
+    `get_runtime_context().get_assigned_resources()` tells which it got), `name`, `runtime_env`
     (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT", "SPREAD", or one of `PlacementGroupSchedulingStrategy`,
     `NodeAffinitySchedulingStrategy`, `NodeLabelSchedulingStrategy`), `timeout` (seconds, or "30s": it is cancelled when
     it has run for so long).

@@ -141,8 +141,10 @@ class NodeLabelSchedulingStrategy:
 
 
 SchedulingStrategy: TypeAlias = (
-    "Literal['DEFAULT', 'SPREAD'] | PlacementGroupSchedulingStrategy | NodeAffinitySchedulingStrategy"
-    " | NodeLabelSchedulingStrategy"
+    Literal["DEFAULT", "SPREAD"]
+    | PlacementGroupSchedulingStrategy
+    | NodeAffinitySchedulingStrategy
+    | NodeLabelSchedulingStrategy
 )
 
 KINDS = (PlacementGroupSchedulingStrategy, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy)

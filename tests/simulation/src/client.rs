@@ -52,6 +52,8 @@ pub struct Process {
     pub inbox: VecDeque<Box<RunTask>>,
     /// Refs the program has in variables, one handle each.
     pub refs: Vec<ObjectId>,
+    /// Placement groups of the program's, one handle each.
+    pub groups: Vec<ObjectId>,
     pub allocator: Allocator,
     pub leased: BTreeMap<SegmentId, u64>,
     /// Segments asked for that have not come.
@@ -89,6 +91,7 @@ impl Process {
             doing,
             inbox: VecDeque::new(),
             refs: Vec::new(),
+            groups: Vec::new(),
             allocator: Allocator::new(),
             leased: BTreeMap::new(),
             requested: 0,

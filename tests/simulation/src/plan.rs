@@ -21,6 +21,8 @@ pub struct Plan {
     pub streams: bool,
     /// Whether calls may go straight to actors of the same machine.
     pub direct: bool,
+    /// Whether programs make placement groups.
+    pub groups: bool,
     /// Prints every event in which this word occurs.
     pub watch: Option<String>,
 }
@@ -39,6 +41,7 @@ impl Plan {
             actors: seed.is_multiple_of(3),
             streams: seed % 8 < 6,
             direct: !seed.is_multiple_of(2),
+            groups: seed % 5 < 3,
             watch: None,
         }
     }
@@ -55,6 +58,7 @@ impl Plan {
             actors: true,
             streams: true,
             direct: true,
+            groups: true,
             watch: None,
         }
     }

@@ -698,7 +698,8 @@ impl World {
                 FinishedOutcome::Failed(failure) => {
                     self.report.failed += 1;
                     // A program may drop an actor that is not made yet.
-                    let unwanted = failure.message.contains("nobody has a handle");
+                    let unwanted = failure.message.contains("nobody has a handle")
+                        || failure.message.contains("was removed by the driver");
                     if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !unwanted {
                         return Err(format!("{task} failed though nothing broke: {}", failure.message));
                     }
@@ -807,7 +808,8 @@ impl World {
         match process.read(object) {
             None => return Err(format!("{object} was ready and cannot be read")),
             Some(Reading::Failed(failure)) => {
-                if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 {
+                let removed = failure.message.contains("was removed by the driver");
+                if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !removed {
                     return Err(format!("{object} failed though nothing broke: {}", failure.message));
                 }
             }
@@ -937,6 +939,9 @@ impl World {
             }
         }
         let template = self.random.pick(&self.templates[&client]).expect("there are templates").clone();
+        if self.plan.groups && is_driver && self.use_groups(client, &template, &deps, &borrowed) {
+            return;
+        }
         if self.plan.streams && is_driver && self.random.one_in(5) {
             return self.submit_stream(client, &template, deps);
         }
@@ -1009,6 +1014,9 @@ impl World {
         }
         while !process.refs.is_empty() {
             process.drop_ref(0);
+        }
+        for group in std::mem::take(&mut process.groups) {
+            process.core.drop_handle(group);
         }
         if let Some(function) = process.function.take() {
             process.core.drop_handle(function);
