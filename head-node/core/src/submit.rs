@@ -47,7 +47,7 @@ impl Head {
             job.submitters.insert(id.client);
         }
         if !spec.template.variants.is_empty() {
-            return self.submit_choices(spec);
+            return self.submit_choices(spec, state);
         }
         let (shape_ix, is_new) = self.shapes.of(&spec.template, self.now);
         if is_new {
@@ -63,11 +63,11 @@ impl Head {
             shape.tasks += 1;
         }
         let task_ix = self.tasks.insert(spec, shape_ix, self.now);
-        self.enter(task_ix);
+        self.note(task_ix, state);
     }
 
     /// A task that takes the first of several requests that is free.
-    fn submit_choices(&mut self, spec: TaskSpec) {
+    fn submit_choices(&mut self, spec: TaskSpec, state: Option<TaskState>) {
         let (choices, new) = self.shapes.choices_of(&spec.template, self.now);
         for ix in new {
             self.count_feasible(ix);
@@ -83,11 +83,11 @@ impl Head {
         if let Some(task) = self.tasks.get_mut(task_ix) {
             task.choices = Some((choices, task.spec.clone()));
         }
-        self.enter(task_ix);
+        self.note(task_ix, state);
     }
 
-    /// A task came into the table: what it makes and holds is noted, and it is queued once its arguments are there.
-    fn enter(&mut self, task_ix: TaskIx) {
+    /// A task came into the table: what it makes and holds is noted, and it goes where it belongs.
+    fn note(&mut self, task_ix: TaskIx, state: Option<TaskState>) {
         let Some(task) = self.tasks.get(task_ix) else { return };
         let (id, returns) = (task.spec.id, task.spec.template.num_returns);
         if task.spec.template.stream.is_some() {
