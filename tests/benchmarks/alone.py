@@ -101,6 +101,29 @@ print(json.dumps({"executor's private memory, idle": before,
                   "executor's private memory, after a NumPy task": private(pid)}))
 """
 
+ACTORS = """
+import json, os, statistics, time
+import concurrent_ml as cml
+
+def private(pid):
+    with open(f"/proc/{pid}/smaps_rollup") as lines:
+        return sum(int(l.split()[1]) for l in lines if l.startswith(("Private_Clean", "Private_Dirty"))) * 1024 / 1e6
+
+@cml.remote(num_cpus=0)
+class Actor:
+    def pid(self):
+        return os.getpid()
+
+cml.init()
+cml.get(Actor.remote().pid.remote())
+start = time.perf_counter()
+actors = [Actor.remote() for _ in range(1000)]
+pids = cml.get([actor.pid.remote() for actor in actors], timeout=300)
+took = time.perf_counter() - start
+print(json.dumps({"a thousand actors of no CPU, made and called once": took,
+                  "an actor's private memory, one of a thousand": statistics.median(map(private, pids))}))
+"""
+
 # What a store's segments occupy is what the kernel has given them, whoever reports what.
 FOOTPRINT = """
 import collections, json, os, random, statistics
@@ -254,6 +277,10 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
             "a million queued tasks: last tenth's rate, of the first's",
         ),
         million,
+    ),
+    (
+        ("a thousand actors of no CPU, made and called once", "an actor's private memory, one of a thousand"),
+        lambda: program(ACTORS),
     ),
     (("store's footprint under the mix, of live bytes",), lambda: program(FOOTPRINT, {"FOOTPRINT_RUN": "1"})),
 ]

@@ -203,6 +203,20 @@ def async_actor_calls_with_args() -> float:
     return rate(lambda: api.get([server.small_value_arg.remote(number) for number in range(1000)]), 1000)
 
 
+def groups() -> float:
+    module = importlib.import_module("ray.util") if options.system == "ray" else api
+
+    def make_and_remove() -> None:
+        made = [module.placement_group([{"CPU": 0.001}]) for _ in range(100)]
+        for group in made:
+            if not group.wait(30):
+                raise TimeoutError("a placement group was not ready after 30 s")
+        for group in made:
+            module.remove_placement_group(group)
+
+    return rate(make_and_remove, 100)
+
+
 ROWS: dict[str, Callable[[], float]] = {
     "single client tasks sync": tasks_sync,
     "single client tasks async": tasks_async,
@@ -225,6 +239,7 @@ ROWS: dict[str, Callable[[], float]] = {
     "1:1 async-actor calls async": lambda: thousand_calls(AsyncServer.remote()),
     "1:1 async-actor calls with args async": async_actor_calls_with_args,
     "n:n async-actor calls async": lambda: calls_from_many(AsyncServer),
+    "placement group create and removal": groups,
 }
 INIT = "init to first result"
 

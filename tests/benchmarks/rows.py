@@ -66,6 +66,7 @@ BESIDE_RAY = (
     Row("1:1 async-actor calls async", "/s", times_ray=8),
     Row("1:1 async-actor calls with args async", "/s", times_ray=8),
     Row("n:n async-actor calls async", "/s", times_ray=8),
+    Row("placement group create and removal", "/s", times_ray=10),
 )
 
 ALONE = (
@@ -76,5 +77,7 @@ ALONE = (
     Row("transfer between two namespaces, of one iperf3 stream", "×", at_least=0.7),
     Row("a million queued tasks: head's memory", "MiB", at_most=1024, lower_is_better=True),
     Row("a million queued tasks: last tenth's rate, of the first's", "×", at_least=0.8),
+    Row("a thousand actors of no CPU, made and called once", "s", at_most=10, lower_is_better=True),
+    Row("an actor's private memory, one of a thousand", "MB", at_most=5, lower_is_better=True),
     Row("store's footprint under the mix, of live bytes", "×", at_most=2, lower_is_better=True),
 )

@@ -455,7 +455,7 @@ def test_items_nobody_takes_are_freed(cml: Any):
 
         from concurrent_ml import _state
 
-        return json.loads(_state.client.query("status"))["objects"]
+        return json.loads(_state.connected().query("status"))["objects"]
 
     gc.collect()
     before = stored()
