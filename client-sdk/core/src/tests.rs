@@ -1,5 +1,6 @@
 //! Events in, batches out; then random programs against a model of the head that counts every hold.
 
+mod calls;
 mod model;
 mod streams;
 
