@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster_types::client_node::{Completion, ExecutorFailure, ExecutorResult, NO_SLOT, PutValue, RunTask};
+use cluster_types::client_node::{
+    Completion, ExecutorFailure, ExecutorResult, FinishedOutcome, NO_SLOT, PutValue, RunTask, direct_tag,
+};
 use cluster_types::{
     ActorTraits, Attempt, ClientId, ClientKind, ClientToNode, Failure, FailureKind, HeadToNode, Incarnation,
     JobId, JobInfo, Lease, Located, NodeId, NodeToClient, NodeToHead, ObjectId, Outcome, Payload, Refs,
-    Resources, Span, TaskId, TaskKind, TaskSpec, TaskTemplate, Term, Time,
+    Resources, ResultValue, Span, TaskId, TaskKind, TaskSpec, TaskTemplate, Term, Time,
 };
 use worker_core::{Effect, Event, Node, NodeConfig};
 
@@ -334,4 +336,127 @@ fn a_cancelled_call_is_interrupted_or_taken_back_and_its_actor_lives() {
     assert_eq!(words(&scene.complete(runs[0].tag, Err(FailureKind::Cancelled))), ["cancelled 1 No"]);
     scene.call(3, Refs::new());
     assert_eq!(scene.seqs(), [3]);
+}
+
+// ---- calls that go straight from their caller to the actor
+
+fn says(client: ClientId, message: ClientToNode) -> Event {
+    Event::FromClient { client, message }
+}
+
+/// An actor that the driver calls straight.
+fn joined(max_concurrency: u32) -> Scene {
+    let mut scene = Scene::made(max_concurrency);
+    scene.effects.clear();
+    let actor = task(100).result(0);
+    scene.step(says(DRIVER, ClientToNode::OpenCalls(actor)));
+    let (executor, in_order) = (client_of(1), max_concurrency == 1);
+    let join = Effect::JoinCalls { caller: DRIVER, executor, actor, in_order };
+    assert_eq!(std::mem::take(&mut scene.effects), [join]);
+    scene
+}
+
+fn to(client: ClientId, message: NodeToClient) -> Effect {
+    Effect::ToClient { client, message }
+}
+
+#[test]
+fn a_caller_is_joined_to_an_actor_of_its_node_once() {
+    let mut scene = joined(1);
+    let actor = task(100).result(0);
+    scene.step(says(DRIVER, ClientToNode::OpenCalls(actor)));
+    assert_eq!(scene.effects, [], "it has a socket");
+    let elsewhere = task(50).result(0);
+    scene.step(says(DRIVER, ClientToNode::OpenCalls(elsewhere)));
+    assert_eq!(scene.effects, [to(DRIVER, NodeToClient::NoCalls { actor: elsewhere })]);
+    scene.effects.clear();
+    // An actor does not call itself past its daemon.
+    scene.step(says(client_of(1), ClientToNode::OpenCalls(actor)));
+    assert_eq!(scene.effects, [to(client_of(1), NodeToClient::NoCalls { actor })]);
+}
+
+#[test]
+fn its_callers_hear_of_an_actors_end_after_the_head() {
+    let mut scene = joined(1);
+    assert_eq!(words(&scene.exits(vec![])), ["died 100 Infrastructure"]);
+    let of = |wanted: fn(&Effect) -> bool| scene.effects.iter().position(wanted);
+    let head = of(|effect| matches!(effect, Effect::ToHead(NodeToHead::Done { .. })));
+    let caller = of(|effect| {
+        matches!(effect, Effect::ToClient { client: DRIVER, message: NodeToClient::CallsEnded { why, .. } }
+            if why.contains("exit code 3"))
+    });
+    assert!(head.is_some() && head < caller, "{:?}", scene.effects);
+}
+
+#[test]
+fn exit_actor_in_a_straight_call_ends_the_actor_by_its_wish() {
+    let mut scene = joined(1);
+    let told = scene.step(says(client_of(1), ClientToNode::Left { reason: "it left".to_owned() }));
+    assert_eq!(words(&told), ["died 100 No"]);
+    assert!(
+        scene.effects.iter().any(|effect| matches!(effect,
+        Effect::ToClient { client: DRIVER, message: NodeToClient::CallsEnded { why, .. } } if why.contains("it left")))
+    );
+    assert_eq!(scene.exits(vec![]), [], "it died once");
+}
+
+#[test]
+fn a_value_that_cannot_go_straight_is_known_before_its_caller_hears_of_it() {
+    let mut scene = joined(1);
+    let value = PutValue::Inline(Bytes::from_static(b"5"));
+    let contains = Refs::from_slice(&[ObjectId::put(client_of(1), 3)]);
+    let result = Ok(vec![ExecutorResult { value, contains: contains.clone() }]);
+    scene.step(says(client_of(1), ClientToNode::Answered { task: task(7), result }));
+    let (object, inline) = (task(7).result(0), Bytes::from_static(b"5"));
+    let escaped = NodeToHead::Escaped { object, size: 1, inline: Some(inline.clone()), contains };
+    let outcome = FinishedOutcome::Ok(vec![ResultValue::Inline(inline)]);
+    let finished = NodeToClient::Finished { task: task(7), outcome };
+    assert_eq!(scene.effects, [Effect::ToHead(escaped), to(DRIVER, finished)]);
+}
+
+#[test]
+fn only_an_actor_answers_calls() {
+    let mut scene = joined(1);
+    let answered = ClientToNode::Answered { task: task(7), result: Ok(Vec::new()) };
+    scene.step(says(DRIVER, answered));
+    assert!(scene.effects.contains(&Effect::CloseClient { client: DRIVER }), "{:?}", scene.effects);
+}
+
+#[test]
+fn a_straight_call_is_interrupted_under_the_name_that_everybody_gives_it() {
+    for max_concurrency in [1, 4] {
+        let mut scene = joined(max_concurrency);
+        let (actor, reason) = (task(100).result(0), "by a test".to_owned());
+        let cancel =
+            ClientToNode::CancelCall { actor, task: task(7), reason: reason.clone(), recursive: true };
+        scene.step(says(DRIVER, cancel));
+        let tag = direct_tag(task(7));
+        let mut expected = vec![to(client_of(1), NodeToClient::Cancel { tag, reason, recursive: true })];
+        if max_concurrency == 1 {
+            expected.push(Effect::Interrupt { executor: 1, tag });
+        }
+        assert_eq!(scene.effects, expected);
+    }
+}
+
+#[test]
+fn an_actor_hears_that_a_caller_is_gone() {
+    let mut scene = joined(1);
+    scene.step(Event::ClientEnded { client: DRIVER });
+    assert!(
+        scene.effects.contains(&to(client_of(1), NodeToClient::CallerGone(DRIVER))),
+        "{:?}",
+        scene.effects
+    );
+    scene.effects.clear();
+    scene.exits(vec![]);
+    assert!(!scene.effects.iter().any(|effect| matches!(effect, Effect::ToClient { client: DRIVER, .. })));
+}
+
+#[test]
+fn what_a_straight_call_waits_for_goes_first() {
+    let mut scene = joined(1);
+    let on = vec![task(9).result(0)];
+    scene.step(says(client_of(1), ClientToNode::Blocked { tag: direct_tag(task(7)), on: on.clone() }));
+    assert_eq!(scene.effects, [Effect::ToHead(NodeToHead::Promote(on))]);
 }
