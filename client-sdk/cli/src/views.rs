@@ -106,11 +106,11 @@ impl NodeReport {
             Column::Right("GPU"),
             Column::Right("RUNNING"),
             Column::Right("STORE"),
-            Column::Left("LABELS", 20),
         ];
+        // As many as there are, and as long: they get lines of their own.
         let labels = |node: &Self| {
             let told = node.labels.iter().filter(|(key, _)| *key != "node-id");
-            told.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+            told.map(|(key, value)| format!("          {key}={value}\n")).collect::<String>()
         };
         let rows: Vec<_> = reports
             .iter()
@@ -123,11 +123,12 @@ impl NodeReport {
                     node.resources.used("GPU"),
                     count(node.running.into()),
                     format!("{} of {}", bytes(node.store.live), bytes(node.store.capacity)),
-                    labels(node),
                 ]
             })
             .collect();
-        render(&columns, &rows, "No nodes.")
+        let table = render(&columns, &rows, "No nodes.");
+        let below = std::iter::once(String::new()).chain(reports.iter().map(labels));
+        table.lines().zip(below).map(|(line, below)| format!("{line}\n{below}")).collect()
     }
 }
 
@@ -509,7 +510,9 @@ mod tests {
         insta::assert_snapshot!(checked(NodeReport::table(&reports)), @r"
         NODE      HOST        STATE           CPU     GPU  RUNNING                STORE
         00ff00ff  a           alive  127.5 of 128  4 of 8      127  40.0 MiB of 2.0 GiB
+                  zone=west
         00ff00ff  a-machine…  lost   127.5 of 128  4 of 8      127  40.0 MiB of 2.0 GiB
+                  zone=west
         ");
         assert_eq!(serde_json::to_value(&reports[1]).unwrap()["state"], "lost");
         assert_eq!(NodeReport::table(&[]), "No nodes.\n");
