@@ -174,6 +174,10 @@ impl ClientCore {
                 ClientToNode::SubmitAgain { spec, may_have_run: may_have_run.unwrap_or_default() }
             }
         });
+        if self.is_closed(id) {
+            // Its reader left while it waited here.
+            self.out.push(ClientToNode::Taken { task: id, items: 0, closed: true });
+        }
         // From here on the task holds them.
         arguments.into_iter().for_each(|argument| self.drop_handle(argument));
         // Rule R2: the submitter holds its results from here on.

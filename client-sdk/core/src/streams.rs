@@ -108,12 +108,14 @@ impl ClientCore {
         }
         if ended {
             self.streams.remove(&task);
-        } else if self.is_held(task) {
-            // Nobody has begun it: it never will.
-            self.cancel_call(task.result(0), "nobody reads what it yields", false);
-        } else {
+        } else if !self.is_held(task) {
             self.out.push(ClientToNode::Taken { task, items: 0, closed: true });
         }
+    }
+
+    /// Whether nobody will take items of it any more.
+    pub(crate) fn is_closed(&self, task: TaskId) -> bool {
+        self.streams.get(&task).is_some_and(|stream| stream.closed)
     }
 
     /// The task yielded an item, and this process holds it (rule R2).

@@ -188,7 +188,7 @@ class ActorMethod(Generic[P, R]):
             stream_max_items=max_items,
             stream_max_bytes=max_bytes,
             max_task_retries=known.retries[0],
-            retry_exceptions=known.retries[1],
+            retry_exceptions=known.retries[1] or False,
         )
 
     def _prepare(self) -> _native.Function:

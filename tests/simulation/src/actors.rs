@@ -56,10 +56,14 @@ impl World {
             return true;
         }
         let borrowed = if plain { Refs::new() } else { self.some_refs(client, 1) };
+        // Some at once, so that they overtake each other if they can.
+        let count = if plain && self.plan.direct { self.random.between(1, 8) } else { 1 };
         let Some(process) = self.processes.get_mut(&client) else { return false };
-        let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
-        let (_, results) = process.core.submit(&template, payload, deps, borrowed, None);
-        process.refs.extend(results);
+        for _ in 0..count {
+            let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));
+            let (_, results) = process.core.submit(&template, payload, deps.clone(), borrowed.clone(), None);
+            process.refs.extend(results);
+        }
         true
     }
 
