@@ -1,7 +1,7 @@
 """GPUs: found by the driver's own count, leased whole or by fractions of one, and shown to those who lease them.
 
-The tests bring a CUDA driver library of their own, so that they say the same on every machine: one of three devices, one
-that fails, one of a version that has nothing we know.
+The tests bring a CUDA driver library of their own, so that they say the same on every machine: one of three devices,
+one that fails, one of a version that has nothing we know.
 """
 
 import subprocess
@@ -96,4 +96,5 @@ def test_a_driver_that_cannot_be_used_is_no_gpus_and_no_error(machine: Machine, 
     cuda(source)
     done = machine.program(SEES + 'print(cml.cluster_resources().get("GPU", 0), cml.get(sees.remote()))')
     assert done.stdout.splitlines()[-1].startswith("0 (")
-    assert "panicked" not in done.stderr and "Traceback" not in done.stderr
+    assert "panicked" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -22,7 +22,13 @@ pub struct Offer {
     pub labels: BTreeMap<String, String>,
     /// Bytes the object store may take.
     pub object_store_memory: Option<u64>,
+    /// The share of the machine's memory beyond which a task is ended before the kernel ends something;
+    /// [`MEMORY_THRESHOLD`] where it is `None`.
+    pub memory_threshold: Option<f64>,
 }
+
+/// The usual [`Offer::memory_threshold`].
+pub const MEMORY_THRESHOLD: f64 = 0.95;
 
 /// A daemon that joins a cluster.
 #[derive(Debug)]
@@ -146,6 +152,8 @@ pub(crate) struct Machine {
     pub(crate) labels: BTreeMap<String, String>,
     /// Real cores that this process may use, rounded up.
     pub(crate) cores: u32,
+    /// See [`Offer::memory_threshold`].
+    pub(crate) memory_threshold: f64,
     /// What `CUDA_VISIBLE_DEVICES` must hold for each GPU, by our index.
     pub(crate) gpu_names: Vec<String>,
     pub(crate) store_capacity: u64,

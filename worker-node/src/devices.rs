@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cluster_types::{Amount, Resources};
 
-use crate::config::{Machine, Offer, WorkerError};
+use crate::config::{MEMORY_THRESHOLD, Machine, Offer, WorkerError};
 
 /// The share of memory that the object store takes unless told otherwise.
 const STORE_SHARE: f64 = 0.3;
@@ -48,6 +48,7 @@ pub(crate) fn discover(offer: &Offer) -> Result<Machine, WorkerError> {
         resources,
         labels: offer.labels.clone(),
         cores: cores.ceil().max(1.0) as u32,
+        memory_threshold: offer.memory_threshold.unwrap_or(MEMORY_THRESHOLD),
         gpu_names,
         store_capacity,
     })

@@ -154,6 +154,7 @@ impl Handle {
         });
         let handle = self.clone();
         tokio::task::spawn_local(async move { handle.tick_for_ever().await });
+        tokio::task::spawn_local(crate::memory_monitor::watch(self.clone()));
         let handle = self.clone();
         tokio::task::spawn_local(async move {
             while let Some(notice) = store.recv().await {
@@ -318,6 +319,10 @@ impl Daemon {
             Effect::Revoke { executor, slot, tag } => {
                 let won = self.executors.revoke(executor, slot, tag);
                 self.push(Event::Revoked { executor, tag, won });
+            }
+            Effect::MeasureMemory { executors } => {
+                let executors = crate::memory_monitor::measure(&self.supervisor, &executors);
+                self.push(Event::MemoryMeasured { executors });
             }
             Effect::WakeAt(at) => {
                 if self.wake_at.is_none_or(|known| at < known) {

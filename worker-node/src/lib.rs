@@ -11,7 +11,7 @@
 //! | `head_side`, `head_link` | the head beside us in the same process, or over gRPC |
 //! | `store_host` | segments, spill files, the data port |
 //! | [`supervisor`], `executors` | processes; what the core knows of them |
-//! | `devices` | what this machine has |
+//! | `devices`, `memory_monitor` | what this machine has, and how much of its memory is used |
 
 mod client_socket;
 mod clients;
@@ -23,6 +23,7 @@ mod executors;
 mod gateway;
 mod head_link;
 mod head_side;
+mod memory_monitor;
 mod orphans;
 mod outbox;
 mod sockets;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::units::{Resources, parse_amount, parse_bytes, parse_label, parse_resources};
+use crate::units::{Resources, parse_amount, parse_bytes, parse_label, parse_resources, parse_share};
 
 /// Run Python functions on every core, GPU and machine you have: start a cluster, look at it, end it.
 #[derive(Debug, Parser)]
@@ -135,6 +135,9 @@ pub struct OfferArgs {
     /// Memory for objects, like 2GiB [default: a share of this machine's]
     #[arg(long, env = "CLUSTER_OBJECT_STORE_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
     pub object_store_memory: Option<u64>,
+    /// The share of the machine's memory, used by anybody, beyond which a task is ended [default: 0.95]
+    #[arg(long, env = "CLUSTER_MEMORY_THRESHOLD", value_name = "SHARE", value_parser = parse_share)]
+    pub memory_threshold: Option<f64>,
     /// Custom resources, like '{"tpu": 1}'
     #[arg(long, env = "CLUSTER_RESOURCES", value_name = "JSON", value_parser = parse_resources)]
     pub resources: Option<Resources>,

@@ -17,7 +17,7 @@ pub const DEFAULT_DATA_PORT: u16 = 8266;
 pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "host",
     "advertise",
     "port",
@@ -27,6 +27,7 @@ const KEYS: [&str; 18] = [
     "num_gpus",
     "memory",
     "object_store_memory",
+    "memory_threshold",
     "resources",
     "labels",
     "python",
@@ -55,6 +56,7 @@ pub struct FileConfig {
     memory: Option<u64>,
     #[serde(deserialize_with = "size")]
     object_store_memory: Option<u64>,
+    memory_threshold: Option<f64>,
     #[serde(deserialize_with = "resources")]
     resources: Option<Resources>,
     labels: BTreeMap<String, String>,
@@ -91,6 +93,7 @@ pub struct OfferConfig {
     pub num_gpus: Option<f64>,
     pub memory: Option<u64>,
     pub object_store_memory: Option<u64>,
+    pub memory_threshold: Option<f64>,
     pub resources: Resources,
     pub labels: BTreeMap<String, String>,
     pub python: Option<PathBuf>,
@@ -132,6 +135,11 @@ impl UpConfig {
     pub fn new(args: &UpArgs) -> Result<Self, CliError> {
         let file = FileConfig::load(&args.place)?;
         let gateway = args.gateway_port.or(file.gateway_port);
+        if let Some(share) = file.memory_threshold.filter(|share| !(0.01..=1.0).contains(share)) {
+            return Err(CliError::Usage(format!(
+                "`memory_threshold` is {share}; it is a share of the machine's memory, between 0.01 and 1"
+            )));
+        }
         let seconds = file.loss_timeout_seconds.unwrap_or(5.0);
         if !(0.5..=3600.0).contains(&seconds) {
             return Err(CliError::Usage(format!(
@@ -152,6 +160,7 @@ impl UpConfig {
                 num_gpus: args.offer.num_gpus.or(file.num_gpus),
                 memory: args.offer.memory.or(file.memory),
                 object_store_memory: args.offer.object_store_memory.or(file.object_store_memory),
+                memory_threshold: args.offer.memory_threshold.or(file.memory_threshold),
                 resources: args.offer.resources.clone().or(file.resources).unwrap_or_default(),
                 labels: if args.offer.labels.is_empty() {
                     file.labels
@@ -182,6 +191,7 @@ impl OfferConfig {
             num_gpus: args.num_gpus,
             memory: args.memory,
             object_store_memory: args.object_store_memory,
+            memory_threshold: args.memory_threshold,
             resources: args.resources.clone().unwrap_or_default(),
             labels: args.labels.iter().cloned().collect(),
             python: args.python.clone(),

@@ -175,6 +175,7 @@ fn offer(config: OfferConfig) -> Offer {
         resources: config.resources,
         labels: config.labels,
         object_store_memory: config.object_store_memory,
+        memory_threshold: config.memory_threshold,
     }
 }
 

@@ -46,6 +46,12 @@ pub fn check_amount(number: f64) -> Result<f64, String> {
     Amount::from_f64(number).map(|_| number).map_err(|error| error.to_string())
 }
 
+/// A share of a whole, without nothing.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.trim().parse().ok().filter(|share| (0.01..=1.0).contains(share));
+    share.ok_or_else(|| format!("`{text}` is no share; write a number between 0.01 and 1, like 0.9"))
+}
+
 /// `{"tpu": 1}`.
 pub fn parse_resources(text: &str) -> Result<Resources, String> {
     let problem = |reason: String| format!("{reason}; write JSON like {{\"tpu\": 1}}");

@@ -48,6 +48,10 @@ def find_binary() -> str:
     )
 
 
+# Settings of the environment that mean an embedded cluster too; the others describe some cluster elsewhere.
+FOR_EMBEDDED = ("CLUSTER_LOG", "CLUSTER_MEMORY_THRESHOLD")
+
+
 class Embedded:
     """The child process: head, daemon and store. It ends when this program does, however that happens."""
 
@@ -67,7 +71,7 @@ class Embedded:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("CLUSTER_") or name == "CLUSTER_LOG"
+            if not name.startswith("CLUSTER_") or name in FOR_EMBEDDED
         }
         environment["CLUSTER_TOKEN"] = self.token
         self._log = open(os.path.join(self.dir, "log"), "w+b")  # noqa: SIM115 - it stays open as long as the child lives

@@ -91,6 +91,12 @@ class WorkerCrashedError(ClusterError):
     """The process that ran the task ended: its exit code or signal, and the last it wrote to stderr."""
 
 
+class OutOfMemoryError(WorkerCrashedError, MemoryError):
+    """The task's process was ended because its node had no memory left, or because it took more than the `memory=` that
+    the task had asked for. Lists the largest processes.
+    """
+
+
 class NodeLostError(WorkerCrashedError):
     """The machine that ran the task was lost."""
 
@@ -293,6 +299,7 @@ _KINDS: dict[str, type[ClusterError]] = {
     "ObjectFreed": ObjectFreedError,
     "ObjectTooLarge": ObjectTooLargeError,
     "OutOfDisk": OutOfDiskError,
+    "OutOfMemory": OutOfMemoryError,
     "Internal": InternalError,
 }
 

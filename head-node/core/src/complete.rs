@@ -15,6 +15,9 @@ use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
 use crate::tasks::{Ended, Task, TaskState};
 
+/// Memory that ran out is not there again at once.
+const ROOM_AFTER: Span = Span::secs(1);
+
 impl Head {
     /// An attempt ended; `started` runs in its lease now (rule S2, one step).
     pub(crate) fn done(
@@ -70,7 +73,10 @@ impl Head {
             self.enqueue(ix, true);
             return;
         }
-        let may_retry = self.tasks.get(ix).is_some_and(|task| task.may_retry());
+        let may_retry = self.tasks.get(ix).is_some_and(|task| match retry {
+            Retry::NoRoom => task.may_try_again_uncounted(),
+            _ => task.may_retry(),
+        });
         let retried = retry != Retry::No && matches!(outcome, Outcome::Failed(_)) && may_retry;
         if retried {
             self.try_again(ix, retry);
@@ -83,12 +89,14 @@ impl Head {
         }
     }
 
-    /// Tries a failed task again: at once, or where it raised by itself and asks for that, later.
+    /// Tries a failed task again: at once; or later, where it raised by itself and asks for that, or its node had no
+    /// memory left.
     fn try_again(&mut self, ix: TaskIx, retry: Retry) {
         let now = self.now;
         let Some(task) = self.tasks.get_mut(ix) else { return };
-        task.retries += 1;
+        task.retries += u32::from(retry != Retry::NoRoom);
         let pause = match retry {
+            Retry::NoRoom if task.spec.called_actor().is_none() => ROOM_AFTER,
             Retry::Exception if task.spec.called_actor().is_none() => {
                 pause(task.spec.template.backoff, task.spec.id, task.retries)
             }

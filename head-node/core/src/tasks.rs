@@ -85,6 +85,11 @@ impl Task {
         }
     }
 
+    /// Tries that are not its own fault are not counted; it may have said that it wants none.
+    pub fn may_try_again_uncounted(&self) -> bool {
+        !self.cancelled && self.spec.template.max_retries != 0
+    }
+
     pub fn may_retry(&self) -> bool {
         let most = self.spec.template.max_retries;
         !self.cancelled && (most < 0 || self.retries < most as u32)

@@ -243,6 +243,7 @@ pub(super) fn failure_to_wire(failure: &Failure) -> v1::Failure {
         FailureKind::Internal => Wire::Internal,
         FailureKind::ActorDied => Wire::ActorDied,
         FailureKind::GroupRemoved => Wire::GroupRemoved,
+        FailureKind::OutOfMemory => Wire::OutOfMemory,
     };
     v1::Failure {
         kind: kind.into(),
@@ -267,6 +268,7 @@ pub(super) fn failure(reading: &Reading<'_>, wire: v1::Failure) -> Result<Failur
         Wire::Internal => FailureKind::Internal,
         Wire::ActorDied => FailureKind::ActorDied,
         Wire::GroupRemoved => FailureKind::GroupRemoved,
+        Wire::OutOfMemory => FailureKind::OutOfMemory,
         Wire::Unspecified => {
             return Err(WireError::invalid("Failure.kind", format!("is {}, which is unknown", wire.kind)));
         }

@@ -237,6 +237,7 @@ fn retry_to_wire(retry: Retry) -> v1::Retry {
         Retry::No => v1::Retry::No,
         Retry::Infrastructure => v1::Retry::Infrastructure,
         Retry::Exception => v1::Retry::Exception,
+        Retry::NoRoom => v1::Retry::NoRoom,
     }
 }
 
@@ -245,6 +246,7 @@ fn retry(wire: i32) -> Result<Retry, WireError> {
         Ok(v1::Retry::No) => Ok(Retry::No),
         Ok(v1::Retry::Infrastructure) => Ok(Retry::Infrastructure),
         Ok(v1::Retry::Exception) => Ok(Retry::Exception),
+        Ok(v1::Retry::NoRoom) => Ok(Retry::NoRoom),
         Err(_) => Err(WireError::invalid("Done.retry", format!("is {wire}, which is unknown"))),
     }
 }

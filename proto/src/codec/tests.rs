@@ -432,7 +432,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         live,
         spilled,
     });
-    let retry = prop::sample::select(vec![Retry::No, Retry::Infrastructure, Retry::Exception]);
+    let retry = prop::sample::select(vec![Retry::No, Retry::Infrastructure, Retry::Exception, Retry::NoRoom]);
     let started = option::of((task(), attempt()));
     let done = (task(), attempt(), option::of(client()), outcome(), retry, started, any::<u64>()).prop_map(
         |(task, attempt, executor, outcome, retry, started, micros)| M::Done {

@@ -226,6 +226,9 @@ pub enum Retry {
     Infrastructure,
     /// An exception that `retry_exceptions` names: counts against `max_retries` too.
     Exception,
+    /// It was ended because others took the node's memory at the same time: tried again after a pause, if it may be at
+    /// all, and not counted.
+    NoRoom,
 }
 
 /// What the head says to a daemon.

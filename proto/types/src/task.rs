@@ -406,6 +406,8 @@ pub enum FailureKind {
     ActorDied,
     /// The placement group that it named was removed.
     GroupRemoved,
+    /// Its node's memory ran out, or it took more than it had asked for.
+    OutOfMemory,
     /// A broken promise of ours or of a peer.
     Internal,
 }

@@ -11,7 +11,7 @@ use cluster_types::client_node::Completion;
 use cluster_types::node_head::Retry;
 use cluster_types::{
     ActorTraits, Attempt, ClientId, FailureKind, Lease, Map, NodeToClient, NodeToHead, ObjectId, Outcome,
-    TaskId, TaskKind, TaskSpec,
+    TaskId, TaskKind, TaskSpec, Time,
 };
 
 use crate::attempts::{Assigned, Stage};
@@ -31,6 +31,12 @@ pub(crate) struct Actor {
     attempt: Attempt,
     /// Its class, for people.
     class: Arc<str>,
+    /// Bytes that it asked for; zero: it did not say.
+    pub(crate) memory: u64,
+    /// It may be made anew.
+    pub(crate) restarts: bool,
+    /// When it was made.
+    pub(crate) since: Time,
     pub(crate) executor: u32,
     pub(crate) in_order: bool,
     /// Calls that its executor was not sent yet, in the order they came.
@@ -89,6 +95,9 @@ impl Node {
             task,
             attempt: made.attempt,
             class: made.spec.template.name.clone(),
+            memory: made.spec.template.resources.memory.as_f64() as u64,
+            restarts: traits_of(&made.spec).is_some_and(|traits| traits.max_restarts != 0),
+            since: self.now,
             executor,
             in_order,
             queue: VecDeque::new(),
@@ -265,9 +274,10 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(mut actor) = self.actors.remove(&handle) else { return };
-        let (why, retry) = match actor.ending.take() {
-            Some(reason) => (reason, Retry::No),
-            None => {
+        let (why, retry) = match (actor.ending.take(), &gone.out_of_memory) {
+            (Some(reason), _) => (reason, Retry::No),
+            (None, Some(ended)) => (ended.why.clone(), Retry::Infrastructure),
+            (None, None) => {
                 let why = format!("its process (pid {}) on node {} ended: {cause}", gone.pid, self.me());
                 (why, Retry::Infrastructure)
             }

@@ -124,8 +124,40 @@ pub enum Event {
         /// Where.
         location: Location,
     },
+    /// The machine's memory, or what a cgroup leaves this node of it, is about to run out. Said a few times a second as
+    /// long as it is so.
+    MemoryShort(MemoryShort),
+    /// Answer to `MeasureMemory`.
+    MemoryMeasured {
+        /// Which, and how many bytes are its own and its children's, for each that still runs.
+        executors: Vec<(u32, u64)>,
+    },
     /// Time passed. At least every 100 ms, and at `Effect::WakeAt`.
     Tick,
+}
+
+/// How much memory is used, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryShort {
+    /// Bytes.
+    pub used: u64,
+    /// Bytes that there are.
+    pub limit: u64,
+    /// What ends a sentence: `the machine's memory`, `the memory of its cgroup`.
+    pub of: &'static str,
+    /// The largest processes of the machine, the largest first.
+    pub largest: Vec<ProcessMemory>,
+}
+
+/// A process and what it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessMemory {
+    /// Which.
+    pub pid: u32,
+    /// Its command, for people.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// Something for the edge to do, in order.
@@ -184,6 +216,11 @@ pub enum Effect {
         actor: ObjectId,
         /// It takes calls one after the other.
         in_order: bool,
+    },
+    /// How much memory do these executors take? Answered by `MemoryMeasured`.
+    MeasureMemory {
+        /// Which.
+        executors: Vec<u32>,
     },
     /// Take back a pipelined task (rule S3). Answered by `Revoked`.
     Revoke {

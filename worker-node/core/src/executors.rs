@@ -12,6 +12,7 @@ use crate::attempts::{Queue, Stage};
 use crate::catalogue::PoolKey;
 use crate::event::Effect;
 use crate::node::{Node, failure};
+use crate::short_memory::OutOfMemory;
 
 /// Slots of the page that daemon and executor share.
 const SLOTS: u32 = 64;
@@ -56,6 +57,8 @@ pub(crate) struct Executor {
     functions: Set<ObjectId>,
     /// When the running task began, or the executor became idle.
     pub(crate) since: Time,
+    /// It is being ended for the memory that it takes.
+    pub(crate) out_of_memory: Option<OutOfMemory>,
 }
 
 impl Executor {
@@ -103,6 +106,10 @@ impl Node {
         loop {
             let pool = self.pool(key);
             let Some(task) = pool.waiting.front().copied() else { return };
+            if self.waits_for_memory() {
+                return;
+            }
+            let pool = self.pool(key);
             let Some(executor) = pool.idle.pop() else { break };
             pool.waiting.pop_front();
             if !self.executors.get(&executor).is_some_and(|known| known.client.is_some() && !known.ending) {
@@ -140,6 +147,7 @@ impl Node {
                     actor: None,
                     functions: Set::default(),
                     since: self.now,
+                    out_of_memory: None,
                 },
             );
             effects.push(Effect::StartExecutor {
@@ -433,13 +441,16 @@ impl Node {
                 .map(|next| next.task)
                 .filter(|next| self.attempts.get(next).is_some_and(|next| next.lease.is_none()));
             let reason = self.attempts.get(&sent.task).and_then(|task| task.cancelled.clone());
-            let (kind, message, retry) = match reason {
-                Some(reason) => (
+            let (kind, message, retry) = match (reason, &gone.out_of_memory) {
+                (Some(reason), _) => (
                     FailureKind::Cancelled,
                     format!("{} was cancelled: {reason}", self.name(sent.task)),
                     Retry::No,
                 ),
-                None => {
+                (None, Some(OutOfMemory { why, retry })) => {
+                    (FailureKind::OutOfMemory, format!("{} was ended: {why}", self.name(sent.task)), *retry)
+                }
+                (None, None) => {
                     let message = format!(
                         "{} lost its executor (pid {}) on node {}: {cause}",
                         self.name(sent.task),

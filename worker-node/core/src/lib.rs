@@ -34,10 +34,11 @@ mod objects;
 mod places;
 mod pressure;
 mod segments;
+mod short_memory;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod values;
 
-pub use event::{Effect, Event, NodeConfig, ServeFrom};
+pub use event::{Effect, Event, MemoryShort, NodeConfig, ProcessMemory, ServeFrom};
 pub use node::Node;

@@ -16,6 +16,7 @@ use crate::event::{Effect, Event, NodeConfig};
 use crate::executors::{Executor, Pool};
 use crate::memory::Memories;
 use crate::objects::Objects;
+use crate::short_memory::Shortage;
 
 /// Printed lines that are kept while the head is away.
 const LINES_HELD: usize = 1_000;
@@ -46,6 +47,8 @@ pub struct Node {
     pub(crate) ahead: Map<ShapeKey, Queue>,
     pub(crate) objects: Objects,
     pub(crate) memory: Memories,
+    /// What the whole machine has left of it.
+    pub(crate) shortage: Shortage,
     /// Specs of attached clients' tasks that have not ended, for a head that comes back without them (rule T6).
     pub(crate) unfinished: BTreeMap<TaskId, TaskSpec>,
     /// Small results since the last tick.
@@ -80,6 +83,7 @@ impl Node {
             ahead: Map::default(),
             objects: Objects::default(),
             memory: Memories::default(),
+            shortage: Shortage::default(),
             unfinished: BTreeMap::new(),
             cpu_used: Amount::ZERO,
             held_lines: 0,
@@ -117,6 +121,8 @@ impl Node {
             }
             Event::Spilled { objects } => self.spilled(objects, effects),
             Event::SpillFailed { objects, failure } => self.spill_failed(objects, &failure, effects),
+            Event::MemoryShort(short) => self.memory_short(&short, effects),
+            Event::MemoryMeasured { executors } => self.memory_measured(&executors, effects),
             Event::Tick => self.tick(effects),
         }
     }
@@ -124,6 +130,7 @@ impl Node {
     pub(crate) fn tick(&mut self, effects: &mut Vec<Effect>) {
         self.look_at_executors(effects);
         self.look_at_memory(effects);
+        self.look_at_shortage(effects);
         self.serve_small(effects);
         if self.now >= self.next_heartbeat {
             self.next_heartbeat = self.now + HEARTBEAT;

@@ -197,3 +197,25 @@ fn what_raised_pauses_before_its_next_try_and_what_was_lost_does_not() {
     scene.pass(Span::secs(10));
     assert!(scene.assigned().is_empty(), "nobody wants it any more");
 }
+
+#[test]
+fn what_had_no_room_is_tried_again_after_a_pause_as_often_as_it_takes() {
+    let mut scene = Scene::cluster(&[1]);
+    let task = submit(&mut scene, |template| template.max_retries = 1);
+    for _ in 0..5 {
+        let assigned = scene.assigned_one();
+        scene.ended(&assigned, failed(FailureKind::OutOfMemory), Retry::NoRoom, None);
+        assert!(scene.assigned().is_empty(), "memory is not back at once");
+        scene.pass(Span::secs(2));
+    }
+    let assigned = scene.assigned_one();
+    scene.ended(&assigned, failed(FailureKind::OutOfMemory), Retry::Infrastructure, None);
+    let last = scene.assigned_one();
+    scene.ended(&last, failed(FailureKind::OutOfMemory), Retry::Infrastructure, None);
+    assert_eq!(scene.failed_with(1, task).kind, FailureKind::OutOfMemory);
+
+    let never = submit(&mut scene, |template| template.max_retries = 0);
+    let assigned = scene.assigned_one();
+    scene.ended(&assigned, failed(FailureKind::OutOfMemory), Retry::NoRoom, None);
+    assert_eq!(scene.failed_with(1, never).kind, FailureKind::OutOfMemory);
+}

@@ -478,7 +478,7 @@ impl World {
             let result = TaskResult { value, contains };
             Outcome::Ok(std::iter::repeat_n(result, usize::from(d % 3)).collect())
         };
-        let retry = [Retry::No, Retry::Infrastructure, Retry::Exception][usize::from(b % 3)];
+        let retry = [Retry::No, Retry::Infrastructure, Retry::Exception, Retry::NoRoom][usize::from(b % 4)];
         let started = started.map(|(_, task, attempt)| (task, attempt));
         let micros = u64::from(c) * 100;
         self.tell(n, NodeToHead::Done { task, attempt, executor: None, outcome, retry, started, micros });

@@ -8,4 +8,5 @@ mod head;
 mod memory;
 mod objects;
 mod scene;
+mod short_memory;
 mod streams;

@@ -246,6 +246,15 @@ impl Scene {
         (executor, run)
     }
 
+    /// The same of a function that is as `change` makes it.
+    pub fn running_with(&mut self, n: u64, change: impl FnOnce(&mut TaskTemplate)) -> (ClientId, RunTask) {
+        let before = self.template.clone();
+        change(Arc::make_mut(&mut self.template));
+        let running = self.running(n);
+        self.template = before;
+        running
+    }
+
     pub fn completes(&mut self, client: ClientId, tag: u64, value: PutValue, micros: u64) {
         let result = Ok(vec![ExecutorResult { value, contains: Default::default() }]);
         self.says(client, ClientToNode::Completed(Completion { tag, result, micros }));

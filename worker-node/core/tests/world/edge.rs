@@ -100,6 +100,10 @@ impl World {
                 }
             }
             Effect::Serve { .. } | Effect::StopServing { .. } => {}
+            Effect::MeasureMemory { executors } => {
+                let executors = executors.into_iter().map(|executor| (executor, 1 << 20)).collect();
+                self.answers.push_back(Event::MemoryMeasured { executors });
+            }
             Effect::Spill { objects } => {
                 let ids: Vec<ObjectId> = objects.iter().map(|(object, _)| *object).collect();
                 self.spills += 1;

@@ -22,4 +22,4 @@ pub use create::{Segment, SegmentError};
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub(crate) use mapping::Mapped;
 pub use mapping::{ReadBuf, ReadMapping, WriteMapping};
-pub use memory::available_memory;
+pub use memory::{MemoryUse, available_memory, memory_use};

@@ -113,7 +113,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ReferenceCountingAssertionError": "partly: never raised",
         "ObjectStoreFullError": "yes",
         "OutOfDiskError": "yes",
-        "OutOfMemoryError": "partly: a process that the system killed is a WorkerCrashedError, which says so",
+        "OutOfMemoryError": "yes",
         "AsyncioActorExit": "partly: never raised: exit_actor() in a coroutine is as in a method",
         "CrossLanguageError": "partly: never raised",
         "PendingCallsLimitExceeded": "partly: never raised: `max_pending_calls` is ignored",

@@ -7,6 +7,7 @@ from ....exceptions import (
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
+    OutOfMemoryError,
     TaskCancelledError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -62,10 +63,6 @@ class ObjectReconstructionFailedError(ObjectLostError):
 
 class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
     """An object was deleted that is still held."""
-
-
-class OutOfMemoryError(RayError):
-    """A process was ended because memory ran out."""
 
 
 class AsyncioActorExit(RayError):
