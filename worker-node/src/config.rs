@@ -51,6 +51,8 @@ pub struct WorkerConfig {
     pub advertise: String,
     /// Where objects go when memory is full; empty: in `dir`.
     pub spill_dir: PathBuf,
+    /// How long SIGTERM lets running tasks end; zero: not at all.
+    pub drain: std::time::Duration,
     /// One line of JSON is written here once the head has admitted the node; see [`Ready`].
     pub ready: Option<OwnedFd>,
 }

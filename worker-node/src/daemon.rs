@@ -23,7 +23,7 @@ use crate::supervisor::{Supervisor, SupervisorConfig, raise_open_files};
 const IDLE_EXECUTORS: u32 = 2;
 const IDLE_TIMEOUT: Span = Span::secs(60);
 
-/// Runs a worker daemon until it is told to end (SIGTERM, SIGINT), or cannot go on.
+/// Runs a worker daemon until it is told to end (SIGINT; SIGTERM lets what runs end first), or cannot go on.
 ///
 /// # Errors
 /// What kept it from starting, or the head's refusal.
@@ -78,7 +78,8 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let ended = tokio::select! {
             error = head_link::run(handle.clone(), config.head, config.token, hello, admitted) => Err(error),
             () = listener.serve(handle.clone()) => Ok(()),
-            () = told_to_end.wait() => Ok(()),
+            () = told_to_end.leave(&handle, config.drain) => Ok(()),
+            () = handle.left() => Ok(()),
         };
         tracing::info!("ending");
         supervisor.shutdown().await;
@@ -209,6 +210,25 @@ impl ToldToEnd {
         let terminate = signal(SignalKind::terminate()).map_err(WorkerError::io("handle SIGTERM"))?;
         let interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::io("handle SIGINT"))?;
         Ok(ToldToEnd { terminate, interrupt })
+    }
+
+    /// SIGTERM asks the head to let the node go; a second one, or SIGINT, ends the daemon at once.
+    async fn leave(&mut self, handle: &Handle, within: std::time::Duration) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => return,
+        }
+        if within.is_zero() {
+            return;
+        }
+        tracing::info!(?within, "leaving the cluster: what runs may end");
+        {
+            let mut daemon = handle.borrow();
+            let within = Span(u64::try_from(within.as_micros()).unwrap_or(u64::MAX));
+            daemon.push(worker_core::Event::ToldToLeave { within });
+            daemon.pump();
+        }
+        self.wait().await;
     }
 
     async fn wait(&mut self) {

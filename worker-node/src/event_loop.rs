@@ -52,6 +52,8 @@ struct Signals {
     flush: Notify,
     /// The time of the next tick was brought forward.
     tick: Notify,
+    /// The node has left the cluster.
+    left: Notify,
 }
 
 /// The node's state machine, as the loop uses it; the loop's own tests have another behind it.
@@ -137,6 +139,11 @@ impl Handle {
     /// Never held across an await.
     pub(crate) fn borrow(&self) -> RefMut<'_, Daemon> {
         self.daemon.borrow_mut()
+    }
+
+    /// The node has left the cluster: the daemon ends.
+    pub(crate) async fn left(&self) {
+        self.signals.left.notified().await;
     }
 
     /// The loop's own tasks; they end with the `LocalSet`.
@@ -320,6 +327,7 @@ impl Daemon {
                 let won = self.executors.revoke(executor, slot, tag);
                 self.push(Event::Revoked { executor, tag, won });
             }
+            Effect::End => self.signals.left.notify_one(),
             Effect::MeasureMemory { executors } => {
                 let executors = crate::memory_monitor::measure(&self.supervisor, &executors);
                 self.push(Event::MemoryMeasured { executors });

@@ -1,10 +1,13 @@
 //! Flags, the environment variables that stand for them, and help.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::units::{Resources, parse_amount, parse_bytes, parse_label, parse_resources, parse_share};
+use crate::units::{
+    Resources, parse_amount, parse_bytes, parse_label, parse_resources, parse_share, parse_time,
+};
 
 /// Run Python functions on every core, GPU and machine you have: start a cluster, look at it, end it.
 #[derive(Debug, Parser)]
@@ -56,6 +59,13 @@ Examples:
   cluster down
   cluster down --dir /tmp/second-cluster")]
     Down(DownArgs),
+    /// Have a node leave: nothing new starts there, what runs may end, objects that are only there move to other nodes.
+    #[command(after_help = "\
+Examples:
+  cluster drain worker-3
+  cluster drain 5b1fd2c0 --deadline 10m
+  cluster drain worker-3 --no-wait       and look at `cluster list nodes`")]
+    Drain(DrainArgs),
     /// Show a cluster at a glance: nodes, tasks, resources, memory.
     #[command(after_help = "\
 Examples:
@@ -174,10 +184,28 @@ pub struct UpArgs {
     /// The port for programs on machines without a daemon [default: 8267, or any if that is taken]
     #[arg(long, env = "CLUSTER_GATEWAY_PORT", value_name = "PORT", help_heading = "Network")]
     pub gateway_port: Option<u16>,
+    /// How long SIGTERM lets what runs here end before the daemon does; 0 ends it at once [default: 25s]
+    #[arg(long, env = "CLUSTER_DRAIN", value_name = "TIME", value_parser = parse_time)]
+    pub drain: Option<Duration>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
     pub place: Place,
+}
+
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The node: its hostname, its id, or the beginning of that
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// When it leaves in any case; what still runs then is tried again elsewhere
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = parse_time)]
+    pub deadline: Duration,
+    /// Do not wait until it has left
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[derive(Args, Debug)]

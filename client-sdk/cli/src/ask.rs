@@ -95,12 +95,12 @@ fn show_list<R: Serialize>(
     })
 }
 
-fn other_answer() -> CliError {
+pub fn other_answer() -> CliError {
     CliError::Failed("the head answered another question than was asked; is it another version?".to_owned())
 }
 
 /// The answer, and who gave it.
-fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliError> {
+pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliError> {
     let config = AskConfig::new(args)?;
     let address = match &config.address {
         Some(address) => address.clone(),

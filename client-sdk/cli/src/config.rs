@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -15,9 +16,11 @@ use crate::units::{Resources, check_amount, check_resources, parse_bytes};
 pub const DEFAULT_PORT: u16 = 8264;
 pub const DEFAULT_DATA_PORT: u16 = 8266;
 pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
+/// Below the half minute after which Kubernetes, for one, kills what has not ended.
+const DRAIN_SECONDS: f64 = 25.0;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "host",
     "advertise",
     "port",
@@ -37,6 +40,7 @@ const KEYS: [&str; 19] = [
     "address",
     "join",
     "loss_timeout_seconds",
+    "drain_seconds",
 ];
 
 /// The file as it is written.
@@ -67,6 +71,7 @@ pub struct FileConfig {
     address: Option<String>,
     join: Option<String>,
     loss_timeout_seconds: Option<f64>,
+    drain_seconds: Option<f64>,
 }
 
 /// What `cluster up` does, checked.
@@ -84,6 +89,7 @@ pub struct UpConfig {
     pub offer: OfferConfig,
     pub token_file: Option<PathBuf>,
     pub loss_timeout_ms: u64,
+    pub drain_ms: u64,
 }
 
 /// What a machine offers, as it is handed to its daemon.
@@ -146,7 +152,15 @@ impl UpConfig {
                 "`loss_timeout_seconds` is {seconds}; it must lie between 0.5 and 3600"
             )));
         }
+        let drain = file.drain_seconds.unwrap_or(DRAIN_SECONDS);
+        if !(0.0..=1e6).contains(&drain) {
+            return Err(CliError::Usage(format!(
+                "`drain_seconds` is {drain}; it must lie between 0 (end at once) and a million"
+            )));
+        }
+        let drain = args.drain.unwrap_or(Duration::from_secs_f64(drain));
         Ok(Self {
+            drain_ms: drain.as_millis() as u64,
             dir: run_dir(&args.place, &file),
             join: args.join.clone().or(file.join).map(|address| whole_address(&address)).transpose()?,
             host: args.host.or(file.host),
@@ -393,6 +407,7 @@ mod tests {
             ("port = 99999", "port"),
             ("resources = { CPU = 1 }", "--num-cpus"),
             ("loss_timeout_seconds = 0", "between"),
+            ("drain_seconds = -1", "between"),
             ("num_cpus = ", "line 1"),
         ] {
             let error = up(&[], line).unwrap_err();

@@ -32,6 +32,8 @@ pub struct WorkerSettings {
     pub data_listen: SocketAddr,
     pub gateway_listen: SocketAddr,
     pub advertise: String,
+    /// See [`WorkerConfig::drain`].
+    pub drain_ms: u64,
 }
 
 /// Runs a head until SIGTERM. One line on standard output says that it listens.
@@ -102,6 +104,7 @@ pub fn worker(args: &DaemonArgs) -> Result<(), CliError> {
         data_listen: settings.data_listen,
         gateway_listen: Some(settings.gateway_listen),
         advertise: settings.advertise,
+        drain: Duration::from_millis(settings.drain_ms),
         ready: Some(ready),
     })
     .map_err(worker_failed)

@@ -29,7 +29,8 @@ pub fn end_daemons(dir: &RunDir) -> Result<Vec<(&'static str, u32)>, CliError> {
     let mut ended = Vec::new();
     for name in ["worker", "head"] {
         if let Some(daemon) = Daemon::from_pid_file(&dir.pid_file(name)) {
-            daemon.signal(Signal::TERM);
+            // Not SIGTERM: that lets what runs end first.
+            daemon.signal(Signal::INT);
             if !daemon.wait(PATIENCE) {
                 daemon.signal(Signal::KILL);
                 if !daemon.wait(PATIENCE) {

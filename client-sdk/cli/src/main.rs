@@ -5,6 +5,7 @@
 //! | `args` | flags, environment, help |
 //! | `config` | flag over environment over file over default, as one checked struct |
 //! | `up`, `down` | the daemons of this machine |
+//! | `drain` | a node that is to leave |
 //! | `ask`, `views`, `table` | questions to a cluster, and their answers for people and programs |
 //! | `daemons` | what the hidden subcommands run |
 //! | `run_dir`, `process` | the directory of a cluster on this machine; its processes |
@@ -15,6 +16,7 @@ mod ask;
 mod config;
 mod daemons;
 mod down;
+mod drain;
 mod error;
 mod process;
 mod run_dir;
@@ -50,6 +52,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Down(args) => down::run(&args),
         Command::Status(args) => ask::status(&args),
         Command::List(args) => ask::list(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Why(args) => ask::why(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cluster", &mut std::io::stdout());

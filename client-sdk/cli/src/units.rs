@@ -1,6 +1,7 @@
 //! Sizes, amounts and times as people write and read them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cluster_types::Amount;
 
@@ -50,6 +51,26 @@ pub fn check_amount(number: f64) -> Result<f64, String> {
 pub fn parse_share(text: &str) -> Result<f64, String> {
     let share = text.trim().parse().ok().filter(|share| (0.01..=1.0).contains(share));
     share.ok_or_else(|| format!("`{text}` is no share; write a number between 0.01 and 1, like 0.9"))
+}
+
+/// `2m`, `1.5h`, `500ms`, `90s`, or seconds as a bare number.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit.trim() {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => f64::NAN,
+    };
+    let seconds = number.parse::<f64>().unwrap_or(f64::NAN) * seconds;
+    match (0.0..=1e9).contains(&seconds) {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err(format!("`{text}` is no time; write one like 90s, 2m or 1h")),
+    }
 }
 
 /// `{"tpu": 1}`.

@@ -109,6 +109,7 @@ fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
         data_listen: SocketAddr::new(host, config.data_port),
         gateway_listen: gateway,
         advertise: advertised(config, host),
+        drain_ms: config.drain_ms,
     };
     let (worker_pid, line) = start_daemon(dir, "worker", &settings)?;
     let ready: Ready = serde_json::from_str(&line)

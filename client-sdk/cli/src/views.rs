@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cluster_types::query::{
-    ActorView, GroupView, NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView,
+    ActorView, DrainView, GroupView, NodeView, ObjectView, StatusView, StoreUsage, TaskView, WhyView,
 };
 use serde::Serialize;
 
@@ -71,8 +71,11 @@ pub struct NodeReport {
     id: String,
     hostname: String,
     address: String,
-    /// `alive` or `lost`.
+    /// `alive`, `draining` or `lost`.
     state: &'static str,
+    /// What keeps it, while it is draining.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draining: Option<DrainView>,
     resources: ResourcesReport,
     labels: BTreeMap<String, String>,
     running: u32,
@@ -87,7 +90,12 @@ impl NodeReport {
             id: view.node,
             hostname: view.hostname,
             address: view.address,
-            state: if view.alive { "alive" } else { "lost" },
+            state: match (view.alive, &view.draining) {
+                (false, _) => "lost",
+                (true, Some(_)) => "draining",
+                (true, None) => "alive",
+            },
+            draining: view.draining,
             resources: ResourcesReport { total: view.total, available: view.available },
             labels: view.labels,
             running: view.running,
@@ -101,7 +109,7 @@ impl NodeReport {
         let columns = [
             Column::Left("NODE", 8),
             Column::Left("HOST", 10),
-            Column::Left("STATE", 5),
+            Column::Left("STATE", 8),
             Column::Right("CPU"),
             Column::Right("GPU"),
             Column::Right("RUNNING"),
@@ -505,6 +513,7 @@ mod tests {
             prefetched: 20,
             executors: 130,
             store: store(),
+            draining: None,
         };
         let reports = [node(true, "a"), node(false, "a-machine-with-a-very-long-name")].map(NodeReport::new);
         insta::assert_snapshot!(checked(NodeReport::table(&reports)), @r"

@@ -149,7 +149,8 @@ impl Head {
         let has_room = |index: usize| {
             let place = group.bundles.get(index)?.place.as_ref()?;
             let node = self.nodes.get(place.node)?;
-            let goes = place.ledger.fits(resources)
+            let goes = node.draining.is_none()
+                && place.ledger.fits(resources)
                 && (promoted
                     || (place.ledger.over().is_zero()
                         && !is_crowded(node, &place.ledger, resources, self.now)));

@@ -121,7 +121,7 @@ impl Head {
                 }
             }
             Event::Query { number, query } => {
-                let reply = self.answer(&query);
+                let reply = self.ask(&query);
                 self.out.push(Effect::Reply { number, reply });
             }
             Event::Tick => self.tick(),
@@ -191,9 +191,12 @@ impl Head {
             NodeToHead::SourceFailed { object, source } => self.source_failed(ix, object, source),
             NodeToHead::CopyAdded(object) => self.copy_added(ix, object),
             NodeToHead::CopyRemoved(object) => self.copy_removed(ix, object),
+            NodeToHead::Drain { deadline_ms } => {
+                self.drain(ix, Span::millis(deadline_ms), "its daemon was told to end");
+            }
             NodeToHead::Log(lines) => self.forward_log(lines),
             NodeToHead::Query { client, number, query } => {
-                let reply = self.answer(&query);
+                let reply = self.ask(&query);
                 self.send(ix, HeadToNode::Reply { client, number, reply });
             }
         }
@@ -220,6 +223,7 @@ impl Head {
         for (ix, heard) in silent {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
+        self.look_at_draining();
         self.queue_delayed();
         self.give_notices();
         self.resume_calls();

@@ -21,6 +21,7 @@ mod cancel;
 mod clients;
 mod complete;
 mod direct;
+mod drain;
 pub mod event;
 mod groups;
 pub mod head;

@@ -74,6 +74,7 @@ impl Head {
             reserved: None,
             dirty: false,
             crowd_next: None,
+            draining: None,
             wanting: Vec::new(),
         });
         for at in 0..self.shapes.alive().len() {
@@ -88,6 +89,8 @@ impl Head {
     /// are found when somebody next asks for one: a lost node's index finds nothing).
     pub(crate) fn lose_node(&mut self, ix: NodeIx, why: &str) {
         let Some(node) = self.nodes.remove(ix) else { return };
+        // Who was asked to leave is no machine that failed: what that cost is not counted against anybody.
+        let asked = node.draining.is_some();
         let reason = format!("node {} is lost: {why}", node.hostname);
         self.out.push(Effect::CloseNode {
             node: node.id,
@@ -126,7 +129,8 @@ impl Head {
             }
             let was_leased = matches!(task.state, TaskState::Leased { .. } | TaskState::HandedOut { .. });
             let is_call = task.spec.called_actor().is_some();
-            let (cancelled, may_retry) = (task.cancelled, task.may_retry());
+            let may_retry = if asked { task.may_try_again_uncounted() } else { task.may_retry() };
+            let cancelled = task.cancelled;
             let id = task.spec.id;
             let of_actor = match task.spec.called_actor() {
                 Some(handle) => format!("; {}", self.death_of(handle, "its node is lost").message),
@@ -145,7 +149,7 @@ impl Head {
                 self.enqueue(task_ix, true);
             } else if may_retry {
                 if let Some(task) = self.tasks.get_mut(task_ix) {
-                    task.retries += 1;
+                    task.retries += u32::from(!asked);
                 }
                 self.enqueue(task_ix, true);
             } else {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cluster_types::query::StoreUsage;
 use cluster_types::{ClientId, Incarnation, JobId, Map, NodeId, ObjectId, Set, Span, Time};
 
+use crate::drain::Draining;
 use crate::ledger::Ledger;
 use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
 
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     pub dirty: bool,
     /// Rule S4: beyond twice its cores in executors, the next unpromoted start, and the pause after that.
     pub crowd_next: Option<(Time, Span)>,
+    /// It is to leave: nothing new starts here.
+    pub draining: Option<Draining>,
     /// Promoted attempts that were sent ahead and want a lease.
     pub wanting: Vec<(TaskIx, u32)>,
 }

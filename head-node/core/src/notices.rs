@@ -16,7 +16,11 @@ impl Head {
     /// Counts the nodes that could ever run the shape.
     pub(crate) fn count_feasible(&mut self, ix: ShapeIx) {
         let Some(shape) = self.shapes.get(ix) else { return };
-        let could = |node: &Node| node.ledger.could_ever_fit(&shape.resources) && shape.labels_match(node);
+        let could = |node: &Node| {
+            node.draining.is_none()
+                && node.ledger.could_ever_fit(&shape.resources)
+                && shape.labels_match(node)
+        };
         let count = self.nodes.iter().filter(|(_, node)| could(node)).count();
         if let Some(shape) = self.shapes.get_mut(ix) {
             shape.feasible = count;

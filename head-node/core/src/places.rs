@@ -186,7 +186,7 @@ impl Head {
                 crate::scheduler::keeps_free(node, &self.shapes, crate::slab::ShapeIx(u32::MAX), request)
             })
         };
-        let nodes = self.nodes.iter().filter(|(_, node)| !kept_free(node));
+        let nodes = self.nodes.iter().filter(|(_, node)| node.draining.is_none() && !kept_free(node));
         let mut trial = Trial {
             nodes: nodes.map(|(ix, node)| (ix, &node.ledger)).collect(),
             changed: Map::default(),

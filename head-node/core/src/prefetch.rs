@@ -55,7 +55,8 @@ impl Head {
     fn has_room(&self, ix: ShapeIx, node: NodeIx) -> bool {
         let (Some(node), Some(shape)) = (self.nodes.get(node), self.shapes.get(ix)) else { return false };
         let Some(here) = node.shapes.get(&ix) else { return false };
-        here.awake > 0
+        node.draining.is_none()
+            && here.awake > 0
             && (here.prefetched.len() as u32) < depth(here, shape.micros, self.config.prefetch_max)
             && node.ledger.over().is_zero()
             && !keeps_free(node, &self.shapes, ix, &shape.resources)

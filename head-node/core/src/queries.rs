@@ -3,20 +3,33 @@
 use std::collections::BTreeMap;
 
 use cluster_types::query::{NodeView, ObjectView, Query, QueryReply, StatusView, TaskView, WhyView};
-use cluster_types::{FailureKind, ObjectId, Resources, TaskId};
+use cluster_types::{FailureKind, ObjectId, Resources, Span, TaskId};
 
 use crate::head::Head;
 use crate::nodes::Node;
 use crate::objects::{Object, ObjectValue};
-use crate::slab::TaskIx;
+use crate::slab::{NodeIx, TaskIx};
 use crate::tasks::{Ended, Task, TaskState};
 
 impl Head {
+    /// A question, or a wish.
+    pub(crate) fn ask(&mut self, query: &Query) -> Result<QueryReply, String> {
+        match query {
+            Query::Drain { node, deadline_ms } => {
+                let ix = self.node_named(node)?;
+                self.drain(ix, Span::millis(*deadline_ms), "somebody asked for it");
+                let view = self.nodes.get(ix).map(|node| self.node_view(ix, node));
+                Ok(QueryReply::Nodes(view.into_iter().collect()))
+            }
+            query => self.answer(query),
+        }
+    }
+
     pub(crate) fn answer(&self, query: &Query) -> Result<QueryReply, String> {
         match query {
             Query::Status => Ok(QueryReply::Status(self.status())),
             Query::Nodes => {
-                Ok(QueryReply::Nodes(self.nodes.iter().map(|(_, node)| node_view(node)).collect()))
+                Ok(QueryReply::Nodes(self.nodes.iter().map(|(ix, node)| self.node_view(ix, node)).collect()))
             }
             Query::Tasks { limit } => Ok(QueryReply::Tasks(self.task_views(*limit as usize))),
             Query::Objects { limit } => Ok(QueryReply::Objects(self.object_views(*limit as usize))),
@@ -34,6 +47,7 @@ impl Head {
                 Ok(QueryReply::Group(found.map(|(_, group)| self.group_view(group))))
             }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
+            Query::Drain { .. } => Err("nothing is changed by looking".to_owned()),
         }
     }
 
@@ -366,23 +380,26 @@ pub(crate) fn by_name(resources: &Resources) -> BTreeMap<String, f64> {
     sums
 }
 
-fn node_view(node: &Node) -> NodeView {
-    let total = by_name(node.ledger.total());
-    let mut available = by_name(&node.ledger.available());
-    for name in total.keys() {
-        available.entry(name.clone()).or_insert(0.0);
-    }
-    NodeView {
-        node: node.id.to_string(),
-        hostname: node.hostname.to_string(),
-        address: node.data_address.clone(),
-        alive: true,
-        total,
-        available,
-        labels: node.labels.clone(),
-        running: node.running,
-        prefetched: node.prefetched,
-        executors: node.executors,
-        store: node.store,
+impl Head {
+    fn node_view(&self, ix: NodeIx, node: &Node) -> NodeView {
+        let total = by_name(node.ledger.total());
+        let mut available = by_name(&node.ledger.available());
+        for name in total.keys() {
+            available.entry(name.clone()).or_insert(0.0);
+        }
+        NodeView {
+            node: node.id.to_string(),
+            hostname: node.hostname.to_string(),
+            address: node.data_address.clone(),
+            alive: true,
+            total,
+            available,
+            labels: node.labels.clone(),
+            running: node.running,
+            prefetched: node.prefetched,
+            executors: node.executors,
+            store: node.store,
+            draining: node.draining.as_ref().map(|draining| self.drain_view(ix, draining)),
+        }
     }
 }

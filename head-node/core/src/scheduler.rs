@@ -44,7 +44,7 @@ pub(crate) fn can_start(
     promoted: bool,
     now: Time,
 ) -> bool {
-    if !node.ledger.fits(resources) {
+    if node.draining.is_some() || !node.ledger.fits(resources) {
         return false;
     }
     promoted
@@ -155,7 +155,7 @@ impl Head {
         let (Some(state), Some(shape)) = (self.nodes.get(node), self.shapes.get_mut(ix)) else {
             return false;
         };
-        if !state.ledger.fits(&shape.resources) {
+        if state.draining.is_some() || !state.ledger.fits(&shape.resources) {
             return false;
         }
         if matches!(shape.strategy, Strategy::Node { .. } | Strategy::Labels(_)) {
@@ -293,7 +293,7 @@ impl Head {
         let Some(shape) = self.shapes.get(ix) else { return false };
         let Strategy::Node { id, .. } = shape.strategy else { return false };
         let target = self.nodes.find(id).and_then(|node| self.nodes.get(node));
-        target.is_some_and(|node| node.ledger.could_ever_fit(&shape.resources))
+        target.is_some_and(|node| node.draining.is_none() && node.ledger.could_ever_fit(&shape.resources))
     }
 
     /// The node that starts the shape's next task now.

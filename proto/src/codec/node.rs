@@ -122,6 +122,7 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         }
         NodeToHead::CopyAdded(object) => Kind::CopyAdded((*object).into()),
         NodeToHead::CopyRemoved(object) => Kind::CopyRemoved((*object).into()),
+        NodeToHead::Drain { deadline_ms } => Kind::DrainMs(*deadline_ms),
         NodeToHead::Log(lines) => Kind::Log(v1::LogLines { lines: log_lines_to_wire(lines) }),
         NodeToHead::Query { client, number, query } => Kind::Query(v1::ClientQuery {
             client: client.0,
@@ -211,6 +212,7 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         },
         Kind::CopyAdded(object) => NodeToHead::CopyAdded(object.into()),
         Kind::CopyRemoved(object) => NodeToHead::CopyRemoved(object.into()),
+        Kind::DrainMs(deadline_ms) => NodeToHead::Drain { deadline_ms },
         Kind::Log(wire) => NodeToHead::Log(log_lines(wire.lines)?),
         Kind::Query(wire) => NodeToHead::Query {
             client: ClientId(wire.client),
@@ -315,6 +317,8 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
         }),
         HeadToNode::Located { object, located } => Kind::Located(object_located_to_wire(*object, located)),
         HeadToNode::Free(objects) => Kind::Free(v1::Objects { objects: objects_to_wire(objects) }),
+        HeadToNode::Copy { object, located } => Kind::Copy(object_located_to_wire(*object, located)),
+        HeadToNode::Drained => Kind::Drained(v1::Drained {}),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
         HeadToNode::Log { client, lines } => {
             Kind::Log(v1::ClientLog { client: client.0, lines: log_lines_to_wire(lines) })
@@ -387,6 +391,11 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             HeadToNode::Located { object, located }
         }
         Kind::Free(wire) => HeadToNode::Free(objects("Objects.objects", &wire.objects)?),
+        Kind::Copy(wire) => {
+            let (object, located) = object_located(reading, wire)?;
+            HeadToNode::Copy { object, located }
+        }
+        Kind::Drained(v1::Drained {}) => HeadToNode::Drained,
         Kind::ClientGone(client) => HeadToNode::ClientGone(ClientId(client)),
         Kind::Log(wire) => HeadToNode::Log { client: ClientId(wire.client), lines: log_lines(wire.lines)? },
         Kind::Notice(wire) => HeadToNode::Notice { client: ClientId(wire.client), text: wire.text },

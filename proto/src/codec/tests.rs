@@ -284,6 +284,7 @@ fn query() -> impl Strategy<Value = Query> {
         any::<u32>().prop_map(|limit| Query::Objects { limit }),
         any::<u32>().prop_map(|limit| Query::Actors { limit }),
         (text(), text()).prop_map(|(namespace, name)| Query::NamedActor { namespace, name }),
+        (text(), any::<u32>()).prop_map(|(node, ms)| Query::Drain { node, deadline_ms: ms.into() }),
         text().prop_map(|task| Query::Why { task })
     ]
 }

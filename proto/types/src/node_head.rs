@@ -204,6 +204,12 @@ pub enum NodeToHead {
     CopyAdded(ObjectId),
     /// This node's copy is gone (the daemon lost it; not said in answer to `Free`).
     CopyRemoved(ObjectId),
+    /// The machine is about to go: nothing new here; what runs may end within this time, and then the answer is
+    /// `Drained`.
+    Drain {
+        /// From now.
+        deadline_ms: u64,
+    },
     /// Lines that user code printed.
     Log(Vec<LogLine>),
     /// A client's question that the node cannot answer.
@@ -335,6 +341,16 @@ pub enum HeadToNode {
     },
     /// Nobody can reach these any more: delete the copies here (REF-2).
     Free(Vec<ObjectId>),
+    /// Make a copy of this object here and keep it: another node that has one leaves. Answered by `CopyAdded`; nothing is
+    /// said if it cannot be done.
+    Copy {
+        /// The object.
+        object: ObjectId,
+        /// Where it is.
+        located: Located,
+    },
+    /// Nothing that anybody needs is here any more, or the time for it is over: the daemon ends.
+    Drained,
     /// This client, of whichever node, is gone: what it put and never let escape is gone too (rule R2).
     ClientGone(ClientId),
     /// Lines for a driver attached to this node.

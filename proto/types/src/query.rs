@@ -50,6 +50,14 @@ pub enum Query {
         /// The name.
         name: String,
     },
+    /// A node is to leave: nothing new starts there, what runs may end within this time, objects that are only there
+    /// move. Answered at once by [`QueryReply::Nodes`] with that one; it is gone from the list when it has left.
+    Drain {
+        /// Its id, the beginning of it, or its hostname.
+        node: String,
+        /// From now.
+        deadline_ms: u64,
+    },
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.
@@ -140,6 +148,22 @@ pub struct NodeView {
     pub executors: u32,
     /// Its store.
     pub store: StoreUsage,
+    /// It is leaving.
+    #[serde(default)]
+    pub draining: Option<DrainView>,
+}
+
+/// What keeps a node that is to leave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainView {
+    /// Until it leaves in any case, in milliseconds.
+    pub left_ms: u64,
+    /// Actors that live there.
+    pub actors: u32,
+    /// Drivers attached to it.
+    pub drivers: u32,
+    /// Objects that are nowhere else yet.
+    pub objects: u32,
 }
 
 /// A task, for people.

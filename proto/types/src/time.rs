@@ -13,7 +13,7 @@ pub struct Span(pub u64);
 impl Span {
     /// `n` milliseconds.
     pub const fn millis(n: u64) -> Self {
-        Self(n * 1_000)
+        Self(n.saturating_mul(1_000))
     }
 
     /// `n` seconds.

@@ -132,6 +132,12 @@ pub enum Event {
         /// Which, and how many bytes are its own and its children's, for each that still runs.
         executors: Vec<(u32, u64)>,
     },
+    /// The machine is about to go: the node leaves as soon as what runs has ended, and by then in any case. Answered by
+    /// `End`.
+    ToldToLeave {
+        /// How much time there is.
+        within: Span,
+    },
     /// Time passed. At least every 100 ms, and at `Effect::WakeAt`.
     Tick,
 }
@@ -302,6 +308,8 @@ pub enum Effect {
         /// Which; it is being served.
         object: ObjectId,
     },
+    /// The daemon ends: the node has left the cluster.
+    End,
     /// Call `step` with `Tick` at this time at the latest.
     WakeAt(cluster_types::Time),
 }

@@ -54,6 +54,8 @@ impl Node {
                     self.freed(object, effects);
                 }
             }
+            HeadToNode::Copy { object, located } => self.move_in(object, located, effects),
+            HeadToNode::Drained => effects.push(Effect::End),
             // What it put and never let escape was on its own node only, which knew of its end first (rule R2).
             HeadToNode::ClientGone(_) => {}
             HeadToNode::Log { client, lines } => self.tell_client(client, NodeToClient::Log(lines), effects),

@@ -61,6 +61,25 @@ impl Node {
         }
     }
 
+    /// A node that has the object leaves: there is to be a copy here.
+    pub(crate) fn move_in(&mut self, object: ObjectId, located: Located, effects: &mut Vec<Effect>) {
+        let known = self.objects.entry(object).or_default();
+        if known.has_copy() || matches!(located, Located::Failed(_)) {
+            known.cached = false;
+            if known.has_copy() {
+                self.tell_head(NodeToHead::CopyAdded(object), effects);
+            }
+            return self.forget_if_empty(object);
+        }
+        known.moving_in = true;
+        let is_small = matches!(located, Located::Inline(_));
+        self.located(object, located, false, true, effects);
+        // Of what is larger the head is told when it has come.
+        if is_small {
+            self.tell_head(NodeToHead::CopyAdded(object), effects);
+        }
+    }
+
     /// Drops such bytes once nobody here is about to use them.
     pub(crate) fn forget_cached(&mut self, object: ObjectId) {
         let unused = self.objects.get(&object).is_some_and(|known| {

@@ -21,6 +21,8 @@ use crate::short_memory::Shortage;
 /// Printed lines that are kept while the head is away.
 const LINES_HELD: usize = 1_000;
 const HEARTBEAT: Span = Span::millis(500);
+/// The head keeps the time that a leaving node has; this is for one that does not.
+const PATIENCE_WITH_THE_HEAD: Span = Span::secs(2);
 
 /// The node as a state machine. `step` is the only thing that changes it.
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub struct Node {
     pub(crate) next_tag: u64,
     pub(crate) uses: u64,
     pub(crate) next_heartbeat: Time,
+    /// It was told to leave; it does by then, whatever the head says.
+    leave_by: Option<Time>,
 }
 
 impl Node {
@@ -90,6 +94,7 @@ impl Node {
             next_tag: 0,
             uses: 0,
             next_heartbeat: Time::default(),
+            leave_by: None,
         }
     }
 
@@ -123,6 +128,7 @@ impl Node {
             Event::SpillFailed { objects, failure } => self.spill_failed(objects, &failure, effects),
             Event::MemoryShort(short) => self.memory_short(&short, effects),
             Event::MemoryMeasured { executors } => self.memory_measured(&executors, effects),
+            Event::ToldToLeave { within } => self.told_to_leave(within, effects),
             Event::Tick => self.tick(effects),
         }
     }
@@ -132,6 +138,10 @@ impl Node {
         self.look_at_memory(effects);
         self.look_at_shortage(effects);
         self.serve_small(effects);
+        if self.leave_by.is_some_and(|by| self.now >= by || !self.connected) {
+            self.leave_by = None;
+            effects.push(Effect::End);
+        }
         if self.now >= self.next_heartbeat {
             self.next_heartbeat = self.now + HEARTBEAT;
             if self.connected {
@@ -142,6 +152,16 @@ impl Node {
                 }));
             }
         }
+    }
+
+    fn told_to_leave(&mut self, within: Span, effects: &mut Vec<Effect>) {
+        if !self.connected {
+            // Nobody could take over what is here.
+            effects.push(Effect::End);
+            return;
+        }
+        self.leave_by = Some(self.now + within + PATIENCE_WITH_THE_HEAD);
+        self.tell_head(NodeToHead::Drain { deadline_ms: within.0 / 1000 }, effects);
     }
 
     pub(crate) fn tell_head(&mut self, message: NodeToHead, effects: &mut Vec<Effect>) {

@@ -48,6 +48,8 @@ pub(crate) struct Object {
     pub(crate) fetch: Fetch,
     /// Who has it, and that node's data port.
     pub(crate) source: Option<(NodeId, String)>,
+    /// The head wants a copy here, for a node that leaves: nobody else need wait for it.
+    pub(crate) moving_in: bool,
     /// It is among what waits for memory.
     pub(crate) wanted: bool,
     /// `Spill` was asked for and not answered.
@@ -85,6 +87,7 @@ impl Default for Object {
             disk: false,
             fetch: Fetch::Idle,
             source: None,
+            moving_in: false,
             wanted: false,
             spilling: false,
             evicting: false,
@@ -116,12 +119,12 @@ impl Object {
 
     /// Whether anybody here waits for it.
     pub(crate) fn is_awaited(&self) -> bool {
-        !self.waiting_clients.is_empty() || !self.waiting_tasks.is_empty()
+        self.moving_in || !self.waiting_clients.is_empty() || !self.waiting_tasks.is_empty()
     }
 
-    /// Whether it could be brought here for a client that waits.
+    /// Whether it could be brought here for a client that waits, or for good.
     pub(crate) fn waits_for_memory(&self) -> bool {
-        self.fetch == Fetch::Waiting && !self.waiting_clients.is_empty()
+        self.fetch == Fetch::Waiting && (self.moving_in || !self.waiting_clients.is_empty())
     }
 
     pub(crate) fn told(&mut self, client: ClientId) {

@@ -209,7 +209,7 @@ impl Node {
         let Some(known) = self.objects.get_mut(&object).filter(|known| known.fetch == Fetch::Waiting) else {
             return;
         };
-        if !known.waiting_clients.is_empty() && !std::mem::replace(&mut known.wanted, true) {
+        if known.waits_for_memory() && !std::mem::replace(&mut known.wanted, true) {
             self.memory.wants.push_back(Want::Object(object));
         }
         for task in known.waiting_tasks.clone() {
@@ -221,6 +221,7 @@ impl Node {
     /// The object can be read: whoever waited goes on.
     pub(crate) fn came(&mut self, object: ObjectId, effects: &mut Vec<Effect>) {
         let Some(known) = self.objects.get_mut(&object) else { return };
+        known.moving_in = false;
         let clients = std::mem::take(&mut known.waiting_clients);
         let tasks = std::mem::take(&mut known.waiting_tasks);
         for client in clients {
@@ -240,6 +241,7 @@ impl Node {
         if known.fetch != Fetch::Arriving {
             known.fetch = Fetch::Idle;
         }
+        known.moving_in = false;
         let clients = std::mem::take(&mut known.waiting_clients);
         let tasks: Vec<TaskId> = std::mem::take(&mut known.waiting_tasks).into_vec();
         for client in clients {

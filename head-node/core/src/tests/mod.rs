@@ -3,6 +3,7 @@
 mod actors;
 mod cancel;
 mod direct;
+mod drain;
 mod groups;
 mod liveness;
 mod places;

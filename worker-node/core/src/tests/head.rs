@@ -1,7 +1,8 @@
 //! The head is away, comes, comes back (rule T6, FENCE-1).
 
+use bytes::Bytes;
 use cluster_types::client_node::LogLine;
-use cluster_types::{ClientToNode, NodeId, NodeToHead};
+use cluster_types::{ClientToNode, HeadToNode, Located, NodeId, NodeToHead, SegmentId, Span};
 
 use super::scene::*;
 use crate::{Effect, Event};
@@ -63,4 +64,48 @@ fn attempts_of_the_old_stream_are_over() {
     scene.told_head();
     scene.returns(executor, run.tag);
     assert_eq!(scene.done(), [], "FENCE-1");
+}
+
+#[test]
+fn a_copy_for_a_node_that_leaves_is_brought_and_kept() {
+    let mut scene = Scene::new();
+    let large = put(7);
+    scene.head(HeadToNode::Copy { object: large, located: elsewhere(4096) });
+    assert!(matches!(scene.todo()[..], [Effect::Pull { object, .. }] if object == large));
+    scene.event(Event::Stored { object: large, location: at(SegmentId(90), 0, 4096) });
+    assert!(scene.told_head().contains(&NodeToHead::CopyAdded(large)));
+    // Whoever needs it here finds it.
+    scene.driver_says(ClientToNode::Get(vec![large]));
+    assert_eq!(scene.told_head(), []);
+
+    let small = put(8);
+    let located = Located::Inline(Bytes::from_static(b"small"));
+    scene.head(HeadToNode::Copy { object: small, located: located.clone() });
+    assert_eq!(scene.told_head(), [NodeToHead::CopyAdded(small)]);
+    scene.head(HeadToNode::Copy { object: small, located });
+    assert_eq!(scene.told_head(), [NodeToHead::CopyAdded(small)], "asked twice, answered twice");
+}
+
+#[test]
+fn told_to_leave_it_asks_the_head_and_ends_when_that_says_so() {
+    let mut scene = Scene::new();
+    scene.event(Event::ToldToLeave { within: Span::secs(5) });
+    assert_eq!(scene.told_head(), [NodeToHead::Drain { deadline_ms: 5_000 }]);
+    scene.head(HeadToNode::Drained);
+    assert!(scene.todo().contains(&Effect::End));
+}
+
+#[test]
+fn told_to_leave_it_does_not_wait_for_a_head_that_is_away_or_says_nothing() {
+    let mut scene = Scene::new();
+    scene.event(Event::ToldToLeave { within: Span::secs(5) });
+    scene.pass(Span::secs(6));
+    assert!(!scene.todo().contains(&Effect::End));
+    scene.pass(Span::secs(2));
+    assert!(scene.todo().contains(&Effect::End));
+
+    let mut scene = Scene::new();
+    scene.event(Event::HeadLost);
+    scene.event(Event::ToldToLeave { within: Span::secs(5) });
+    assert!(scene.todo().contains(&Effect::End));
 }

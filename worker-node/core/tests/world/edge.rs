@@ -99,7 +99,7 @@ impl World {
                     }
                 }
             }
-            Effect::Serve { .. } | Effect::StopServing { .. } => {}
+            Effect::Serve { .. } | Effect::StopServing { .. } | Effect::End => {}
             Effect::MeasureMemory { executors } => {
                 let executors = executors.into_iter().map(|executor| (executor, 1 << 20)).collect();
                 self.answers.push_back(Event::MemoryMeasured { executors });

@@ -96,7 +96,8 @@ impl World {
             | NodeToHead::SubmitAgain { .. }
             | NodeToHead::Called(_)
             | NodeToHead::Promote(_)
-            | NodeToHead::Kill { .. } => {}
+            | NodeToHead::Kill { .. }
+            | NodeToHead::Drain { .. } => {}
         }
     }
 
