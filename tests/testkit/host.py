@@ -117,15 +117,21 @@ class Host:
 
         Once this host is part of a cluster, the program's ``CLUSTER_ADDRESS`` is that cluster's.
         """
+        command = [sys.executable, self._program(script), *arguments]
+        return self.run(command, {**self.cluster_environment(), **(env or {})}, timeout, check)
+
+    def popen_python(self, script: str | Path, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Starts a Python program as `python` does, without waiting for it; its standard input is a pipe."""
+        command = [sys.executable, self._program(script), *arguments]
+        return self.popen(command, self.cluster_environment(), stdin=subprocess.PIPE)
+
+    def _program(self, script: str | Path) -> Path:
         if isinstance(script, Path):
-            path = script
-        else:
-            # A file and not `-c`, so that tracebacks show the lines and `inspect` finds the source.
-            path = self.directory / f"program-{len(list(self.directory.glob('program-*')))}.py"
-            path.write_text(script)
-        return self.run(
-            [sys.executable, path, *arguments], {**self.cluster_environment(), **(env or {})}, timeout, check
-        )
+            return script
+        # A file and not `-c`, so that tracebacks show the lines and `inspect` finds the source.
+        path = self.directory / f"program-{len(list(self.directory.glob('program-*')))}.py"
+        path.write_text(script)
+        return path
 
     # The cluster.
 

@@ -20,7 +20,10 @@ pub fn run(args: &DrainArgs) -> Result<(), CliError> {
     let Some(mut node) = nodes.pop() else { return Err(other_answer()) };
     let (id, name) = (node.node.clone(), format!("{} ({})", node.hostname, node.node));
     let mut told = String::new();
-    while !args.no_wait {
+    loop {
+        if args.no_wait {
+            break;
+        }
         say(args, &name, &node, &mut told)?;
         std::thread::sleep(LOOK);
         let (_, reply) = ask(&args.ask, Query::Nodes)?;

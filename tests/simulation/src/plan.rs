@@ -13,6 +13,8 @@ pub struct Plan {
     pub actions: u32,
     /// Machines that die on the way (never one with a program on it).
     pub node_losses: u32,
+    /// Machines that are told to leave on the way, and come again.
+    pub drains: u32,
     /// One task in this many kills its executor; 0: none does.
     pub crash_one_in: u64,
     /// Whether programs make actors and call them.
@@ -37,6 +39,7 @@ impl Plan {
             drivers: 1 + (seed % 3) as u32,
             actions: 60,
             node_losses: if shape == 3 { 2 } else { 0 },
+            drains: if seed % 7 < 3 { 1 + (seed % 2) as u32 } else { 0 },
             crash_one_in: if shape >= 2 { 40 } else { 0 },
             actors: seed.is_multiple_of(3),
             streams: seed % 8 < 6,
@@ -54,6 +57,7 @@ impl Plan {
             drivers: 8,
             actions: 200,
             node_losses: 20,
+            drains: 10,
             crash_one_in: 100,
             actors: true,
             streams: true,

@@ -99,6 +99,8 @@ pub(crate) enum Arrival {
         tag: u64,
     },
     KillNode,
+    DrainNode,
+    MemoryShort,
     BornNode,
 }
 
@@ -187,6 +189,15 @@ impl World {
             let at = Time(world.random.between(10_000, 400_000));
             world.at(at, Arrival::KillNode);
             world.at(at + Span::millis(50), Arrival::BornNode);
+        }
+        for _ in 0..world.plan.drains {
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::DrainNode);
+            world.at(at + Span::millis(50), Arrival::BornNode);
+        }
+        if world.plan.crash_one_in > 0 {
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::MemoryShort);
         }
         world
     }
@@ -386,7 +397,12 @@ impl World {
             Arrival::Called { executor, in_order, spec } => self.called(executor, in_order, spec),
             Arrival::Answered { executor, caller } => self.answered(executor, caller),
             Arrival::Finish { client, tag } => self.task_ends(client, tag),
-            Arrival::KillNode => self.kill_node(),
+            Arrival::KillNode => match self.node_without_driver() {
+                Some(node) => self.end_host(node),
+                None => Ok(()),
+            },
+            Arrival::DrainNode => self.drain_node(),
+            Arrival::MemoryShort => self.memory_short(),
             Arrival::BornNode => {
                 self.new_host();
                 Ok(())
@@ -442,7 +458,7 @@ impl World {
                     return Err(format!("a node was refused: {reason}"));
                 }
                 head_core::Effect::CloseNode { node, reason, .. } => {
-                    if self.hosts.contains_key(&node) {
+                    if self.hosts.contains_key(&node) && !reason.contains("it left") {
                         return Err(format!("a living node was given up: {reason}"));
                     }
                 }
@@ -452,7 +468,20 @@ impl World {
         Ok(())
     }
 
-    fn kill_node(&mut self) -> Result<(), String> {
+    fn drain_node(&mut self) -> Result<(), String> {
+        let Some(node) = self.node_without_driver() else { return Ok(()) };
+        // Long enough for whatever runs here, but for actors.
+        self.node_step(node, worker_core::Event::ToldToLeave { within: Span::secs(5) })
+    }
+
+    fn memory_short(&mut self) -> Result<(), String> {
+        let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
+        let Some(node) = self.random.pick(&nodes).copied() else { return Ok(()) };
+        let short = worker_core::MemoryShort { used: 99, limit: 100, of: "memory", largest: Vec::new() };
+        self.node_step(node, worker_core::Event::MemoryShort(short))
+    }
+
+    fn node_without_driver(&mut self) -> Option<NodeId> {
         let with_driver: BTreeSet<NodeId> = self
             .processes
             .values()
@@ -461,7 +490,11 @@ impl World {
             .collect();
         let free: Vec<NodeId> =
             self.hosts.keys().copied().filter(|node| !with_driver.contains(node)).collect();
-        let Some(node) = self.random.pick(&free).copied() else { return Ok(()) };
+        self.random.pick(&free).copied()
+    }
+
+    /// The machine is gone at once, with all that runs there.
+    fn end_host(&mut self, node: NodeId) -> Result<(), String> {
         let Some(host) = self.hosts.remove(&node) else { return Ok(()) };
         self.processes.retain(|_, process| process.node != node);
         self.streams.forget(Stream::ToNode(node));
@@ -530,7 +563,8 @@ impl World {
             Effect::EndExecutor { executor, .. } => {
                 self.end_executor(node, executor, "killed by signal 9 (SIGKILL)")
             }
-            Effect::Interrupt { .. } => {}
+            Effect::Interrupt { .. } | Effect::MeasureMemory { .. } => {}
+            Effect::End => self.end_host(node)?,
             Effect::JoinCalls { caller, executor, actor, in_order } => {
                 self.join(caller, executor, actor, in_order);
             }
@@ -700,7 +734,11 @@ impl World {
                     // A program may drop an actor that is not made yet.
                     let unwanted = failure.message.contains("nobody has a handle")
                         || failure.message.contains("was removed by the driver");
-                    if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !unwanted {
+                    // An actor that lives on a machine which leaves dies with it at last.
+                    let left = self.plan.drains > 0
+                        && failure.kind == cluster_types::FailureKind::ActorDied
+                        && failure.message.contains("it left");
+                    if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !unwanted && !left {
                         return Err(format!("{task} failed though nothing broke: {}", failure.message));
                     }
                 }
