@@ -48,7 +48,7 @@ pub(crate) struct Route {
     held: VecDeque<TaskSpec>,
 }
 
-/// Whether there is a socket.
+/// Whether there is a way past the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Nothing is known; asked after so many answers.
@@ -56,7 +56,12 @@ enum Way {
         ask_after: u32,
     },
     Asked,
+    /// A socket to its executor.
     Open,
+    /// The daemons pass calls on; so many may be unanswered.
+    Far {
+        window: usize,
+    },
 }
 
 /// An own task that has not ended.
@@ -110,9 +115,15 @@ impl Route {
 
     /// Which way a call may go at this moment: `Some(true)` straight, `Some(false)` by the head, `None` not yet.
     fn way_of(&self, spec: &TaskSpec, creating: bool) -> Option<bool> {
-        let direct = self.way == Way::Open && may_go_direct(spec) && !creating;
+        let window = match self.way {
+            Way::Far { window } => window,
+            _ if self.in_order => WINDOW,
+            _ => usize::MAX,
+        };
+        let direct = matches!(self.way, Way::Open | Way::Far { .. }) && may_go_direct(spec) && !creating;
         match (direct, self.in_order) {
-            (true, true) => (self.by_head == 0 && self.direct.len() < WINDOW).then_some(true),
+            (true, _) if self.direct.len() >= window => None,
+            (true, true) => (self.by_head == 0).then_some(true),
             // One may wait for what a later one does.
             (true, false) => Some(true),
             (false, true) => (self.direct.is_empty() && self.by_head < HEAD_WINDOW).then_some(false),
@@ -145,6 +156,11 @@ impl ClientCore {
             let id = spec.id;
             if direct {
                 route.direct.insert(id.seq, spec.clone());
+                if let Way::Far { .. } = route.way {
+                    // Nothing else that is said depends on it.
+                    self.out.push_aside(ClientToNode::CallFar(spec));
+                    continue;
+                }
                 match self.direct_out.iter_mut().find(|batch| batch.actor == actor) {
                     Some(batch) => batch.calls.push(ClientToNode::Submit(spec)),
                     None => {
@@ -277,6 +293,15 @@ impl ClientCore {
         }
     }
 
+    /// The daemons pass on calls to an actor.
+    pub(crate) fn far_calls_opened(&mut self, actor: ObjectId, in_order: bool, window: u32) {
+        if let Some(route) = self.routes.get_mut(&actor).filter(|route| route.way == Way::Asked) {
+            route.way = Way::Far { window: window as usize };
+            route.in_order = in_order;
+            self.send_held(actor);
+        }
+    }
+
     pub(crate) fn no_calls(&mut self, actor: ObjectId) {
         if let Some(route) = self.routes.get_mut(&actor)
             && route.way == Way::Asked
@@ -286,26 +311,18 @@ impl ClientCore {
     }
 
     /// The actor is no more, and the head knows: what it did not answer goes by the head.
-    pub(crate) fn calls_ended(&mut self, actor: ObjectId, why: &str) {
+    /// `lost`: it may have answered more than came here.
+    pub(crate) fn calls_ended(&mut self, actor: ObjectId, why: &str, lost: bool) {
         self.direct_out.retain(|batch| batch.actor != actor);
         let Some(route) = self.routes.get_mut(&actor) else { return };
         route.way = Way::Unknown { ask_after: 1 };
         let unanswered = std::mem::take(&mut route.direct);
-        let uncertain = if route.in_order { MAY_HAVE_RUN } else { usize::MAX };
+        let uncertain = if route.in_order && !lost { MAY_HAVE_RUN } else { usize::MAX };
+        let mut failed = Vec::new();
         for (nth, spec) in unanswered.into_values().enumerate() {
             let may_have_run = nth < uncertain;
             if may_have_run && spec.template.max_retries == 0 {
-                let message = format!("task {} ({}) failed: {why}", spec.template.name, spec.id);
-                let failure = Failure {
-                    kind: FailureKind::ActorDied,
-                    message: message.into(),
-                    payload: bytes::Bytes::new(),
-                    task: Some(spec.id),
-                };
-                self.on_answer(NodeToClient::Finished {
-                    task: spec.id,
-                    outcome: FinishedOutcome::Failed(failure),
-                });
+                failed.push(spec);
                 continue;
             }
             if let Some(route) = self.routes.get_mut(&actor) {
@@ -313,9 +330,35 @@ impl ClientCore {
             }
             self.hand_to_head(spec, Some(may_have_run));
         }
+        // ORDER-1: these make room for later calls, which must not overtake those that are tried again.
+        for spec in failed {
+            let message = format!("task {} ({}) failed: {why}", spec.template.name, spec.id);
+            let failure = Failure {
+                kind: FailureKind::ActorDied,
+                message: message.into(),
+                payload: bytes::Bytes::new(),
+                task: Some(spec.id),
+            };
+            let told = self.unfinished.get(&spec.id).is_some_and(|task| task.expected);
+            let outcome = FinishedOutcome::Failed(failure);
+            self.on_answer(NodeToClient::Finished { task: spec.id, outcome });
+            if lost && !told {
+                self.disown(spec.id.result(0));
+            }
+        }
         self.send_held(actor);
         if !self.objects.contains_key(&actor) {
             self.forget_route(actor);
+        }
+    }
+
+    /// The result of a call that failed here. The head may have been told of a value all the same, with this client as
+    /// its holder: it hears that there is none for this client, and when nobody here has a handle any more.
+    fn disown(&mut self, object: ObjectId) {
+        match self.objects.get_mut(&object) {
+            Some(entry) if !entry.escaped => self.tell_of_result(object),
+            Some(_) => {}
+            None => self.out.drop(object),
         }
     }
 
@@ -391,7 +434,11 @@ impl ClientCore {
 
     /// Nobody here knows the actor any more.
     pub(crate) fn forget_route(&mut self, actor: ObjectId) {
-        if self.routes.get(&actor).is_some_and(|route| route.is_idle() && route.way != Way::Open) {
+        if self
+            .routes
+            .get(&actor)
+            .is_some_and(|route| route.is_idle() && !matches!(route.way, Way::Open | Way::Far { .. }))
+        {
             self.routes.remove(&actor);
         }
     }

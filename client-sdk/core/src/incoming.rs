@@ -16,7 +16,16 @@ impl ClientCore {
         match message {
             NodeToClient::Finished { task, outcome } => self.told_finished(task, outcome),
             NodeToClient::NoCalls { actor } => self.no_calls(actor),
-            NodeToClient::CallsEnded { actor, why } => self.calls_ended(actor, &why),
+            NodeToClient::FarCalls { actor, in_order, window } => {
+                self.far_calls_opened(actor, in_order, window);
+            }
+            NodeToClient::FarAnswer { task, outcome } => {
+                self.on_answer(NodeToClient::Finished { task, outcome });
+            }
+            NodeToClient::CancelOwn { task, reason, recursive } => {
+                self.cancel_call(task.result(0), &reason, recursive);
+            }
+            NodeToClient::CallsEnded { actor, why, lost } => self.calls_ended(actor, &why, lost),
             NodeToClient::Item { task, index, value } => self.item_came(task, index, value),
             NodeToClient::Ready { object, value } => self.arrived(object, value),
             NodeToClient::RangesFreed(ranges) => ranges.into_iter().for_each(|range| self.range_freed(range)),

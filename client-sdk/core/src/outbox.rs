@@ -24,7 +24,7 @@ impl Outbox {
     }
 
     /// Appends a message that nothing else depends on.
-    pub(crate) fn push_aside(&mut self, message: ClientToNode) {
+    pub fn push_aside(&mut self, message: ClientToNode) {
         self.bytes += size(&message);
         self.messages.push(message);
     }
@@ -121,7 +121,7 @@ fn size(message: &ClientToNode) -> usize {
     };
     MESSAGE
         + match message {
-            ClientToNode::Submit(spec) => spec_size(spec),
+            ClientToNode::Submit(spec) | ClientToNode::CallFar(spec) => spec_size(spec),
             ClientToNode::Put { value, contains, .. } => put(value) + ID * contains.len(),
             ClientToNode::Escape(ids)
             | ClientToNode::Hold(ids)

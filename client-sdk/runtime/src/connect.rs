@@ -80,7 +80,7 @@ pub(crate) fn connect(
         None => None,
     };
     let mut core = ClientCore::new(id, welcome.job);
-    if shares_memory && !matches!(options.kind, ClientKind::Observer) {
+    if !matches!(options.kind, ClientKind::Observer) {
         core.open_calls();
     }
     let helper = Helper::new().map_err(|error| local("no descriptor is left", &error))?;

@@ -17,7 +17,8 @@ use cluster_types::client_node::{
     direct_tag,
 };
 use cluster_types::{
-    Attempt, ClientId, ClientToNode, FailureKind, INLINE_MAX, NodeToClient, ObjectId, ResultValue, TaskSpec,
+    Attempt, ClientId, ClientToNode, FailureKind, INLINE_MAX, NodeToClient, ObjectId, ResultValue, TaskId,
+    TaskSpec,
 };
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -164,10 +165,39 @@ impl Inner {
         said
     }
 
-    fn push_answer(&mut self, caller: ClientId, answer: NodeToClient) {
+    /// On the socket of the caller if it has one, else through the daemons.
+    fn push_answer(&mut self, caller: ClientId, task: TaskId, outcome: FinishedOutcome) {
+        let is_caller = |peer: &Peer| matches!(peer, Peer::Caller { client, .. } if *client == caller);
+        if self.channel_of(is_caller).is_none() {
+            return self.core.push_aside(ClientToNode::AnswerFar { task, outcome });
+        }
+        let answer = NodeToClient::Finished { task, outcome };
         match self.answers.iter_mut().find(|(to, _)| *to == caller) {
             Some((_, answers)) => answers.push(answer),
             None => self.answers.push((caller, vec![answer])),
+        }
+    }
+
+    /// The daemon passed a call on.
+    pub(crate) fn called_far(&mut self, in_order: bool, spec: TaskSpec) {
+        if spec.called_actor().is_some() {
+            self.called(spec.id.client, in_order, spec);
+        }
+    }
+
+    /// What this client called and has not begun is not to begin; and what runs for it, nobody is to hear of: it may
+    /// call the same again meanwhile.
+    pub(crate) fn forget_calls(&mut self, caller: ClientId) {
+        let callers = &mut self.callers;
+        self.runs.retain(|(_, task)| {
+            let forgotten = callers.get(&task.tag) == Some(&caller);
+            if forgotten {
+                callers.remove(&task.tag);
+            }
+            !forgotten
+        });
+        for current in self.running.values_mut().filter(|current| current.caller == Some(caller)) {
+            (current.caller, current.slot) = (None, NO_SLOT);
         }
     }
 
@@ -192,10 +222,7 @@ impl Inner {
             payload: bytes::Bytes::new(),
             task: Some(id),
         };
-        self.push_answer(
-            caller,
-            NodeToClient::Finished { task: id, outcome: FinishedOutcome::Failed(failure) },
-        );
+        self.push_answer(caller, id, FinishedOutcome::Failed(failure));
         true
     }
 
@@ -248,12 +275,10 @@ impl Inner {
                     PutValue::Inline(bytes) => Some(ResultValue::Inline(bytes)),
                     PutValue::Stored(_) => None,
                 });
-                let outcome = FinishedOutcome::Ok(values.collect());
-                self.push_answer(caller, NodeToClient::Finished { task, outcome });
+                self.push_answer(caller, task, FinishedOutcome::Ok(values.collect()));
             }
             (None, Err(failed)) if silent => {
-                let outcome = FinishedOutcome::Failed(failed.failure);
-                self.push_answer(caller, NodeToClient::Finished { task, outcome });
+                self.push_answer(caller, task, FinishedOutcome::Failed(failed.failure));
             }
             (None, result) => {
                 let result = result.map_err(|failed| failed.failure);

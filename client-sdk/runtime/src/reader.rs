@@ -274,6 +274,8 @@ impl Shared {
                 let is_it = |peer: &Peer| matches!(peer, Peer::Caller { client, .. } if *client == caller);
                 self.close_channel(inner, read, is_it);
             }
+            NodeToClient::Called { in_order, spec } => inner.called_far(in_order, *spec),
+            NodeToClient::ForgetCalls(caller) => inner.forget_calls(caller),
             NodeToClient::Cancel { tag, reason, recursive } => {
                 if recursive {
                     inner.cancel_children(tag, &reason);
@@ -308,6 +310,9 @@ impl Shared {
             | NodeToClient::Ready { .. }
             | NodeToClient::RangesFreed(_)
             | NodeToClient::NoCalls { .. }
+            | NodeToClient::FarCalls { .. }
+            | NodeToClient::FarAnswer { .. }
+            | NodeToClient::CancelOwn { .. }
             | NodeToClient::CallsEnded { .. }
             | NodeToClient::Evict { .. } => {}
         }

@@ -5,6 +5,7 @@ use cluster_types::{FailureKind, HeadToNode, Outcome, TaskId};
 
 use crate::head::{Head, failure};
 use crate::slab::TaskIx;
+use crate::tasks::TaskState;
 
 impl Head {
     /// Ends the task that makes the object and, if asked, what it submitted: now, or, where a node has it, when that says
@@ -28,6 +29,14 @@ impl Head {
         let Some(task) = self.tasks.get_mut(ix) else { return };
         task.cancelled = true;
         task.revived = false;
+        if matches!(task.state, TaskState::Direct) {
+            // Its caller knows where it is, and says what came of it.
+            let (reason, recursive) = (what.reason.clone(), what.recursive);
+            if let Some(node) = self.clients.get(&id.client).map(|caller| caller.node) {
+                self.send(node, HeadToNode::CancelOwn { task: id, reason, recursive });
+            }
+            return;
+        }
         match task.node() {
             None => {
                 let message =

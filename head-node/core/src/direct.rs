@@ -4,9 +4,11 @@
 //! when it has ended. A told one is in the task table in the state [`TaskState::Direct`]: nobody here runs it, and it
 //! ends when its client says what came of it. TASK-1 is the client's to keep: it asked itself.
 
-use cluster_types::client_node::CallReport;
+use cluster_types::client_node::{CallReport, FinishedOutcome};
+use cluster_types::node_head::ActorPlace;
 use cluster_types::{
-    Failure, FailureKind, ObjectId, Outcome, Refs, ResultValue, Span, TaskId, TaskResult, TaskSpec, Time,
+    Failure, FailureKind, HeadToNode, NodeId, ObjectId, Outcome, Refs, ResultValue, Set, Span, TaskId,
+    TaskResult, TaskSpec, Time,
 };
 use smallvec::smallvec;
 
@@ -23,15 +25,52 @@ impl Head {
         if spec.called_actor().is_none() || self.tasks.find(spec.id).is_some() {
             return;
         }
-        let known = |index| {
-            let value = self.objects.by_id(spec.id.result(index)).map(|object| &object.value);
-            matches!(value, Some(ObjectValue::Available { .. } | ObjectValue::Failed(_)))
-        };
         // Its answer overtook it.
-        if (0..spec.template.num_returns).any(known) {
+        if self.known_outcome(&spec).is_some() {
             return;
         }
         self.enter(node, spec, Some(TaskState::Direct));
+    }
+
+    /// What a call came to, of which this head heard before it heard of the call.
+    fn known_outcome(&self, spec: &TaskSpec) -> Option<FinishedOutcome> {
+        let mut values = Vec::new();
+        for index in 0..spec.template.num_returns {
+            match &self.objects.by_id(spec.id.result(index))?.value {
+                ObjectValue::Available { inline: Some(bytes), .. } => {
+                    values.push(ResultValue::Inline(bytes.clone()));
+                }
+                ObjectValue::Available { size, .. } => values.push(ResultValue::Stored { size: *size }),
+                ObjectValue::Failed(failure) => {
+                    return Some(FinishedOutcome::Failed(failure.as_ref().clone()));
+                }
+                ObjectValue::Unknown | ObjectValue::Pending(_) => return None,
+            }
+        }
+        (!values.is_empty()).then_some(FinishedOutcome::Ok(values))
+    }
+
+    /// A node whose clients call this actor asks where it lives.
+    pub(crate) fn find_actor(&mut self, asking: NodeIx, actor: ObjectId) {
+        let place = self.home_of(actor).and_then(|(home, attempt)| {
+            let traits = self.actors.get(actor)?.traits();
+            let (in_order, concurrency) = (traits.in_order(), traits.calls_at_once());
+            let node = self.nodes.get_mut(home)?;
+            // Rule A5: it will be told when that node is lost.
+            node.callers.insert(asking);
+            let address = node.data_address.clone();
+            Some(ActorPlace { node: node.id, address, attempt, in_order, concurrency })
+        });
+        self.send(asking, HeadToNode::ActorAt { actor, place });
+    }
+
+    /// Rule A5: nodes whose clients call actors of a lost one past this head are told.
+    pub(crate) fn tell_callers(&mut self, callers: Set<NodeIx>, lost: NodeId, why: &str) {
+        let mut callers: Vec<NodeIx> = callers.into_iter().collect();
+        callers.sort_unstable();
+        for caller in callers {
+            self.send(caller, HeadToNode::PeerLost { node: lost, why: why.to_owned() });
+        }
     }
 
     /// The call that will make this object, if a client sends it itself.
@@ -88,9 +127,19 @@ impl Head {
                     return;
                 }
             }
-            None => self.enter(node, spec, None),
+            None => match self.known_outcome(&spec) {
+                // Its answer overtook it, from a node whose conversation with the caller's broke.
+                Some(outcome) => return self.send(node, HeadToNode::Finished { task: id, outcome }),
+                None => self.enter(node, spec, None),
+            },
         }
         let Some(ix) = self.tasks.find(id) else { return };
+        if let Some(task) = self.tasks.get(ix).filter(|task| task.cancelled) {
+            let message = format!("task {} ({id}) was cancelled", task.spec.template.name);
+            self.detach(ix);
+            let failure = failure(FailureKind::Cancelled, message, Some(id));
+            return self.finish(ix, Outcome::Failed(failure), None, None, 0);
+        }
         if let Some(task) = self.tasks.get_mut(ix) {
             task.retries += u32::from(may_have_run);
             if matches!(task.state, TaskState::Direct) {

@@ -161,6 +161,8 @@ impl Head {
             NodeToHead::PutFailed { object, failure } => self.put_failed(ix, object, failure),
             NodeToHead::SubmitAgain { spec, may_have_run } => self.submit_again(ix, spec, may_have_run),
             NodeToHead::Called(calls) => self.called(ix, calls),
+            NodeToHead::FindActor(actor) => self.find_actor(ix, actor),
+            NodeToHead::Confirm(number) => self.send(ix, HeadToNode::Confirmed(number)),
             NodeToHead::Promote(on) => self.promote(&on),
             NodeToHead::Escaped { object, size, inline, contains } => {
                 self.escaped(ix, object, size, inline, contains);

@@ -70,6 +70,7 @@ impl Head {
             shapes: Map::default(),
             clients: Set::default(),
             jobs: Set::default(),
+            callers: Set::default(),
             functions: Set::default(),
             reserved: None,
             dirty: false,
@@ -158,6 +159,7 @@ impl Head {
                 self.finish(task_ix, Outcome::Failed(failure), None, Some(node.hostname.clone()), 0);
             }
         }
+        self.tell_callers(node.callers, node.id, &reason);
         self.bundles_lost(ix);
         self.fail_tasks_bound_to(node.id, &node.hostname);
         for at in 0..self.shapes.alive().len() {

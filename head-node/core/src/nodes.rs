@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub clients: Set<ClientId>,
     /// Jobs it was told of.
     pub jobs: Set<JobId>,
+    /// Nodes that were told of an actor here: whose clients may call it past the head.
+    pub callers: Set<NodeIx>,
     /// Functions it was told the place or value of.
     pub functions: Set<ObjectId>,
     /// Kept free for this shape.

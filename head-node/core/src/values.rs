@@ -16,8 +16,13 @@ impl Head {
         inline: Option<Bytes>,
         contains: Refs,
     ) {
-        // The maker is not on the node that speaks, or gone: nobody has heard of it, and nobody will.
-        if !self.is_attached(id.client, node) {
+        // The maker is not on the node that speaks, or gone: nobody has heard of it, and nobody will. What a call came
+        // to is another's: of a client anywhere, which calls an actor of that node past this head.
+        let is_known = match id.is_put() {
+            true => self.is_attached(id.client, node),
+            false => self.clients.contains_key(&id.client),
+        };
+        if !is_known {
             if self.objects.find(id).is_none() {
                 self.to_free.entry(node).or_default().push(id);
             }
@@ -29,6 +34,10 @@ impl Head {
         let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
         let Some(object) = self.objects.get_mut(ix) else { return };
         if !matches!(object.value, ObjectValue::Unknown) {
+            if !self.is_attached(id.client, node) {
+                // Its caller heard that the call had failed, and said so, before this came.
+                self.to_free.entry(node).or_default().push(id);
+            }
             return;
         }
         object.own = true;

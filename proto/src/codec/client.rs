@@ -108,6 +108,12 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
                 Err(failure) => v1::answered::Result::Failed(failure_to_wire(failure)),
             }),
         }),
+        ClientToNode::CallFar(spec) => Kind::CallFar(spec_to_wire(spec, templates)),
+        ClientToNode::AnswerFar { task, outcome } => Kind::AnswerFar(v1::Finished {
+            client: task.client.0,
+            seq: task.seq,
+            outcome: Some(finished_to_wire(outcome)),
+        }),
         ClientToNode::Called(calls) => Kind::Called(calls_to_wire(calls)),
         ClientToNode::Left { reason } => Kind::Left(reason.clone()),
         ClientToNode::Goodbye => Kind::Goodbye(v1::Nothing {}),
@@ -188,6 +194,11 @@ pub(super) fn from_client(
                 v1::answered::Result::Ok(ok) => Ok(results(reading, ok)?),
                 v1::answered::Result::Failed(failed) => Err(failure(reading, failed)?),
             },
+        },
+        Kind::CallFar(wire) => ClientToNode::CallFar(spec(reading, wire)?),
+        Kind::AnswerFar(wire) => ClientToNode::AnswerFar {
+            task: task_id("Finished.seq", wire.client, wire.seq)?,
+            outcome: finished(reading, wire.outcome.required("Finished.outcome")?)?,
         },
         Kind::Called(wire) => ClientToNode::Called(calls(wire)?),
         Kind::Left(reason) => ClientToNode::Left { reason },
@@ -299,8 +310,25 @@ pub(super) fn to_client(message: &NodeToClient, templates: &mut TemplateWriter) 
             Kind::Calls(v1::Calls { actor: Some((*actor).into()), in_order: *in_order })
         }
         NodeToClient::NoCalls { actor } => Kind::NoCalls((*actor).into()),
-        NodeToClient::CallsEnded { actor, why } => {
-            Kind::CallsEnded(v1::CallsEnded { actor: Some((*actor).into()), why: why.clone() })
+        NodeToClient::CallsEnded { actor, why, lost } => {
+            Kind::CallsEnded(v1::CallsEnded { actor: Some((*actor).into()), why: why.clone(), lost: *lost })
+        }
+        NodeToClient::FarCalls { actor, in_order, window } => Kind::FarCalls(v1::FarCalls {
+            actor: Some((*actor).into()),
+            in_order: *in_order,
+            window: *window,
+        }),
+        NodeToClient::Called { in_order, spec } => {
+            Kind::Called(v1::CalledFar { in_order: *in_order, spec: Some(spec_to_wire(spec, templates)) })
+        }
+        NodeToClient::FarAnswer { task, outcome } => Kind::FarAnswer(v1::Finished {
+            client: task.client.0,
+            seq: task.seq,
+            outcome: Some(finished_to_wire(outcome)),
+        }),
+        NodeToClient::ForgetCalls(caller) => Kind::ForgetCalls(caller.0),
+        NodeToClient::CancelOwn { task, reason, recursive } => {
+            Kind::CancelOwn(cancel_own_to_wire(*task, reason, *recursive))
         }
         NodeToClient::Serve { caller, in_order } => {
             Kind::Serve(v1::Serve { caller: caller.0, in_order: *in_order })
@@ -363,8 +391,28 @@ pub(super) fn from_node(
             NodeToClient::Calls { actor: wire.actor.required("Calls.actor")?.into(), in_order: wire.in_order }
         }
         Kind::NoCalls(actor) => NodeToClient::NoCalls { actor: actor.into() },
-        Kind::CallsEnded(wire) => {
-            NodeToClient::CallsEnded { actor: wire.actor.required("CallsEnded.actor")?.into(), why: wire.why }
+        Kind::CallsEnded(wire) => NodeToClient::CallsEnded {
+            actor: wire.actor.required("CallsEnded.actor")?.into(),
+            why: wire.why,
+            lost: wire.lost,
+        },
+        Kind::FarCalls(wire) => NodeToClient::FarCalls {
+            actor: wire.actor.required("FarCalls.actor")?.into(),
+            in_order: wire.in_order,
+            window: wire.window,
+        },
+        Kind::Called(wire) => NodeToClient::Called {
+            in_order: wire.in_order,
+            spec: Box::new(spec(reading, wire.spec.required("CalledFar.spec")?)?),
+        },
+        Kind::FarAnswer(wire) => NodeToClient::FarAnswer {
+            task: task_id("Finished.seq", wire.client, wire.seq)?,
+            outcome: finished(reading, wire.outcome.required("Finished.outcome")?)?,
+        },
+        Kind::ForgetCalls(caller) => NodeToClient::ForgetCalls(ClientId(caller)),
+        Kind::CancelOwn(wire) => {
+            let (task, reason, recursive) = cancel_own(wire)?;
+            NodeToClient::CancelOwn { task, reason, recursive }
         }
         Kind::Serve(wire) => NodeToClient::Serve { caller: ClientId(wire.caller), in_order: wire.in_order },
         Kind::CallerGone(caller) => NodeToClient::CallerGone(ClientId(caller)),

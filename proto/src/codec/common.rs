@@ -121,6 +121,14 @@ pub(super) fn calls(wire: v1::CallReports) -> Result<Vec<CallReport>, WireError>
     wire.calls.into_iter().map(call).collect()
 }
 
+pub(super) fn cancel_own_to_wire(task: TaskId, reason: &str, recursive: bool) -> v1::CancelOwn {
+    v1::CancelOwn { client: task.client.0, seq: task.seq, reason: reason.to_owned(), recursive }
+}
+
+pub(super) fn cancel_own(wire: v1::CancelOwn) -> Result<(TaskId, String, bool), WireError> {
+    Ok((task_id("CancelOwn.seq", wire.client, wire.seq)?, wire.reason, wire.recursive))
+}
+
 // ---- places and resources
 
 impl From<Location> for v1::Location {

@@ -3,6 +3,7 @@
 mod client;
 mod common;
 mod node;
+mod peer;
 mod placement;
 pub mod query;
 mod task;
@@ -11,7 +12,10 @@ mod template;
 mod tests;
 
 use bytes::{Buf, Bytes, BytesMut};
-use cluster_types::{ClientHello, ClientToNode, HeadToNode, NodeHello, NodeToClient, NodeToHead};
+use cluster_types::{
+    ClientHello, ClientToNode, HeadToNode, NodeHello, NodeToClient, NodeToHead, NodeToNode, TunnelHello,
+    TunnelWelcome,
+};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -100,6 +104,8 @@ batches! {
         decode_to_head_batch, node::to_head, node::from_node;
     HeadToNode, v1::HeadToNode, "batch of the head", encode_to_node_batch, frame_to_node_messages,
         decode_to_node_batch, node::to_node, node::from_head;
+    NodeToNode, v1::NodeToNode, "batch of another node", encode_to_peer_batch, frame_to_peer_messages,
+        decode_to_peer_batch, peer::to_peer, peer::from_peer;
 }
 
 impl Codec {
@@ -127,6 +133,32 @@ impl Codec {
     /// If the bytes are none, or of another protocol version: the error is the sentence for the node's log.
     pub fn decode_node_hello(bytes: Bytes) -> Result<NodeHello, WireError> {
         node::hello_from_wire(read(bytes, "node's hello")?)
+    }
+
+    /// Appends the hello of a node to another.
+    pub fn encode_tunnel_hello(hello: &TunnelHello, out: &mut BytesMut) {
+        put(&peer::hello_to_wire(hello), out);
+    }
+
+    /// Reads the hello of a node to another.
+    ///
+    /// # Errors
+    /// If the bytes are none, or of another protocol version.
+    pub fn decode_tunnel_hello(bytes: Bytes) -> Result<TunnelHello, WireError> {
+        peer::hello_from_wire(&read(bytes, "other node's hello")?)
+    }
+
+    /// Appends the answer to such a hello.
+    pub fn encode_tunnel_welcome(welcome: &TunnelWelcome, out: &mut BytesMut) {
+        put(&peer::welcome_to_wire(welcome), out);
+    }
+
+    /// Reads the answer to such a hello.
+    ///
+    /// # Errors
+    /// If the bytes are none.
+    pub fn decode_tunnel_welcome(bytes: Bytes) -> Result<TunnelWelcome, WireError> {
+        peer::welcome_from_wire(read(bytes, "other node's welcome")?)
     }
 }
 

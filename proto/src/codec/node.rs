@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster_types::node_head::{HeadToNode, NodeHello, NodeToHead, Retry};
+use cluster_types::node_head::{ActorPlace, HeadToNode, NodeHello, NodeToHead, Retry};
 use cluster_types::query::StoreUsage;
 use cluster_types::{Attempt, ClientId, Incarnation, JobId, Located, NodeId, ObjectId, TaskId, Term};
 
@@ -76,6 +76,8 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             may_have_run: *may_have_run,
         }),
         NodeToHead::Called(calls) => Kind::Called(calls_to_wire(calls)),
+        NodeToHead::FindActor(actor) => Kind::FindActor((*actor).into()),
+        NodeToHead::Confirm(number) => Kind::Confirm(*number),
         NodeToHead::Promote(on) => Kind::Promote(objects_to_wire(on)),
         NodeToHead::Escaped { object, size, inline, contains } => Kind::Escaped(v1::Escaped {
             object: Some((*object).into()),
@@ -157,6 +159,8 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             may_have_run: wire.may_have_run,
         },
         Kind::Called(wire) => NodeToHead::Called(calls(wire)?),
+        Kind::FindActor(actor) => NodeToHead::FindActor(actor.into()),
+        Kind::Confirm(number) => NodeToHead::Confirm(number),
         Kind::Promote(on) => NodeToHead::Promote(objects("NodeToHead.promote", &on)?),
         Kind::Escaped(wire) => NodeToHead::Escaped {
             object: wire.object.required("Escaped.object")?.into(),
@@ -320,6 +324,22 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
         HeadToNode::Copy { object, located } => Kind::Copy(object_located_to_wire(*object, located)),
         HeadToNode::Drained => Kind::Drained(v1::Drained {}),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
+        HeadToNode::ActorAt { actor, place } => Kind::ActorAt(v1::ActorAt {
+            actor: Some((*actor).into()),
+            place: place.as_ref().map(|place| v1::ActorPlace {
+                node: place.node.0,
+                address: place.address.clone(),
+                term: place.attempt.term,
+                n: place.attempt.n,
+                in_order: place.in_order,
+                concurrency: place.concurrency,
+            }),
+        }),
+        HeadToNode::PeerLost { node, why } => Kind::PeerLost(v1::PeerLost { node: node.0, why: why.clone() }),
+        HeadToNode::Confirmed(number) => Kind::Confirmed(*number),
+        HeadToNode::CancelOwn { task, reason, recursive } => {
+            Kind::CancelOwn(cancel_own_to_wire(*task, reason, *recursive))
+        }
         HeadToNode::Log { client, lines } => {
             Kind::Log(v1::ClientLog { client: client.0, lines: log_lines_to_wire(lines) })
         }
@@ -397,6 +417,22 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
         }
         Kind::Drained(v1::Drained {}) => HeadToNode::Drained,
         Kind::ClientGone(client) => HeadToNode::ClientGone(ClientId(client)),
+        Kind::ActorAt(wire) => HeadToNode::ActorAt {
+            actor: wire.actor.required("ActorAt.actor")?.into(),
+            place: wire.place.map(|place| ActorPlace {
+                node: NodeId(place.node),
+                address: place.address,
+                attempt: Attempt { term: place.term, n: place.n },
+                in_order: place.in_order,
+                concurrency: place.concurrency,
+            }),
+        },
+        Kind::PeerLost(wire) => HeadToNode::PeerLost { node: NodeId(wire.node), why: wire.why },
+        Kind::Confirmed(number) => HeadToNode::Confirmed(number),
+        Kind::CancelOwn(wire) => {
+            let (task, reason, recursive) = cancel_own(wire)?;
+            HeadToNode::CancelOwn { task, reason, recursive }
+        }
         Kind::Log(wire) => HeadToNode::Log { client: ClientId(wire.client), lines: log_lines(wire.lines)? },
         Kind::Notice(wire) => HeadToNode::Notice { client: ClientId(wire.client), text: wire.text },
         Kind::RejectClient(wire) => HeadToNode::RejectClient {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use cluster_types::client_node::*;
 use cluster_types::ids::{MAX_ITEMS, MAX_SEQ};
-use cluster_types::node_head::{NodeHello, Retry};
+use cluster_types::node_head::{ActorPlace, NodeHello, Retry};
 use cluster_types::query::{
     ActorView, NamedActor, NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView,
 };
@@ -337,6 +337,8 @@ fn client_to_node() -> impl Strategy<Value = ClientToNode> {
         }),
         (task(), answer).prop_map(|(task, result)| M::Answered { task, result }),
         calls().prop_map(M::Called),
+        spec().prop_map(M::CallFar),
+        (task(), finished()).prop_map(|(task, outcome)| M::AnswerFar { task, outcome }),
         text().prop_map(|reason| M::Left { reason }),
     ];
     prop_oneof![
@@ -387,6 +389,21 @@ fn node_to_client() -> impl Strategy<Value = NodeToClient> {
         .prop_map(|(tag, slot, attempt, spec, values, gpus)| {
             M::Run(Box::new(RunTask { tag, slot, attempt, spec: Arc::new(spec), values, gpus }))
         });
+    let far = prop_oneof![
+        (object(), any::<(bool, u32)>()).prop_map(|(actor, (in_order, window))| M::FarCalls {
+            actor,
+            in_order,
+            window
+        }),
+        (any::<bool>(), spec()).prop_map(|(in_order, spec)| M::Called { in_order, spec: Box::new(spec) }),
+        client().prop_map(M::ForgetCalls),
+        (task(), finished()).prop_map(|(task, outcome)| M::FarAnswer { task, outcome }),
+        (task(), text(), any::<bool>()).prop_map(|(task, reason, recursive)| M::CancelOwn {
+            task,
+            reason,
+            recursive
+        }),
+    ];
     prop_oneof![
         welcome.prop_map(M::Welcome),
         text().prop_map(|reason| M::Rejected { reason }),
@@ -415,7 +432,8 @@ fn node_to_client() -> impl Strategy<Value = NodeToClient> {
         }),
         (object(), any::<bool>()).prop_map(|(actor, in_order)| M::Calls { actor, in_order }),
         object().prop_map(|actor| M::NoCalls { actor }),
-        (object(), text()).prop_map(|(actor, why)| M::CallsEnded { actor, why }),
+        (object(), text(), any::<bool>()).prop_map(|(actor, why, lost)| M::CallsEnded { actor, why, lost }),
+        far,
         (client(), any::<bool>()).prop_map(|(caller, in_order)| M::Serve { caller, in_order }),
         client().prop_map(M::CallerGone),
         Just(M::Exit),
@@ -456,6 +474,8 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         (object(), failure()).prop_map(|(object, failure)| M::PutFailed { object, failure }),
         (spec(), any::<bool>()).prop_map(|(spec, may_have_run)| M::SubmitAgain { spec, may_have_run }),
         calls().prop_map(M::Called),
+        object().prop_map(M::FindActor),
+        any::<u64>().prop_map(M::Confirm),
         list().prop_map(M::Promote),
         (object(), any::<u64>(), option::of(bytes(100)), refs())
             .prop_map(|(object, size, inline, contains)| M::Escaped { object, size, inline, contains }),
@@ -496,7 +516,27 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
 
 fn head_to_node() -> impl Strategy<Value = HeadToNode> {
     use HeadToNode as M;
+    let place = (node_id(), text(), attempt(), any::<(bool, u32)>()).prop_map(
+        |(node, address, attempt, (in_order, concurrency))| ActorPlace {
+            node,
+            address,
+            attempt,
+            in_order,
+            concurrency,
+        },
+    );
+    let far = prop_oneof![
+        (object(), option::of(place)).prop_map(|(actor, place)| M::ActorAt { actor, place }),
+        (node_id(), text()).prop_map(|(node, why)| M::PeerLost { node, why }),
+        any::<u64>().prop_map(M::Confirmed),
+        (task(), text(), any::<bool>()).prop_map(|(task, reason, recursive)| M::CancelOwn {
+            task,
+            reason,
+            recursive
+        }),
+    ];
     prop_oneof![
+        far,
         any::<(u32, u32, u32)>().prop_map(|(term, incarnation, loss_timeout_ms)| M::Admitted {
             term: Term(term),
             incarnation: Incarnation(incarnation),
@@ -540,6 +580,37 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
             number,
             reply
         })
+    ]
+}
+
+fn node_to_node() -> impl Strategy<Value = NodeToNode> {
+    use NodeToNode as M;
+    prop_oneof![
+        (client(), object(), attempt()).prop_map(|(caller, actor, attempt)| M::Open {
+            caller,
+            actor,
+            attempt
+        }),
+        (client(), object()).prop_map(|(caller, actor)| M::Opened { caller, actor }),
+        spec().prop_map(M::Call),
+        (task(), finished(), any::<bool>()).prop_map(|(task, outcome, known)| M::Answer {
+            task,
+            outcome,
+            known
+        }),
+        (object(), task(), text(), any::<bool>())
+            .prop_map(|(actor, task, reason, recursive)| { M::Cancel { actor, task, reason, recursive } }),
+        (client(), object(), any::<bool>()).prop_map(|(caller, actor, forget)| M::Close {
+            caller,
+            actor,
+            forget
+        }),
+        (client(), object(), text(), any::<bool>()).prop_map(|(caller, actor, why, lost)| M::Ended {
+            caller,
+            actor,
+            why,
+            lost
+        }),
     ]
 }
 
@@ -604,6 +675,7 @@ round_trip! {
     to_client: node_to_client, encode_node_batch, frame_node_messages, decode_node_batch;
     to_head: node_to_head, encode_to_head_batch, frame_to_head_messages, decode_to_head_batch;
     to_node: head_to_node, encode_to_node_batch, frame_to_node_messages, decode_to_node_batch;
+    to_peer: node_to_node, encode_to_peer_batch, frame_to_peer_messages, decode_to_peer_batch;
 }
 
 proptest! {
@@ -631,7 +703,22 @@ proptest! {
             previous: previous.map(|(term, incarnation)| (Term(term), Incarnation(incarnation))),
         };
         Codec::encode_node_hello(&hello, &mut out);
-        prop_assert_eq!(Codec::decode_node_hello(out.freeze()), Ok(hello));
+        prop_assert_eq!(Codec::decode_node_hello(out.split().freeze()), Ok(hello));
+    }
+
+    #[test]
+    fn hellos_of_tunnels_survive_the_wire(
+        (from, to) in (node_id(), node_id()),
+        (conversation, received, reason) in (any::<u64>(), any::<u64>(), text()),
+    ) {
+        let hello = TunnelHello { protocol: PROTOCOL_VERSION, from, to, conversation, received };
+        let mut out = BytesMut::new();
+        Codec::encode_tunnel_hello(&hello, &mut out);
+        prop_assert_eq!(Codec::decode_tunnel_hello(out.split().freeze()), Ok(hello));
+        for welcome in [TunnelWelcome::Here { received }, TunnelWelcome::Refused(reason)] {
+            Codec::encode_tunnel_welcome(&welcome, &mut out);
+            prop_assert_eq!(Codec::decode_tunnel_welcome(out.split().freeze()), Ok(welcome));
+        }
     }
 
     #[test]

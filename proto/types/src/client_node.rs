@@ -189,6 +189,16 @@ pub enum ClientToNode {
         /// As in [`Completion`].
         result: Result<Vec<ExecutorResult>, Failure>,
     },
+    /// Call an actor past the head, through the daemons: `FarCalls` said that it may be done so.
+    CallFar(TaskSpec),
+    /// An actor's executor: the answer to a call that came by `Called`. Small, without refs, and of a call during which
+    /// this process told its daemon nothing; others are `Answered`.
+    AnswerFar {
+        /// The call.
+        task: TaskId,
+        /// As its caller is told.
+        outcome: FinishedOutcome,
+    },
     /// An actor's executor: calls that came straight from clients and have ended, for the task table.
     Called(Vec<CallReport>),
     /// An actor's executor: `exit_actor` was called in a call that came straight from a client.
@@ -400,6 +410,44 @@ pub enum NodeToClient {
         actor: ObjectId,
         /// For errors: `actor NAME (ID) died: …`.
         why: String,
+        /// Answers may be lost: of those that were not answered, all may have run.
+        lost: bool,
+    },
+    /// Calls to this actor may be sent as `CallFar`: the daemons pass them on to each other, and the head is not on
+    /// their way. They are answered by `FarAnswer` or `Finished`.
+    FarCalls {
+        /// The actor.
+        actor: ObjectId,
+        /// It takes calls one after the other.
+        in_order: bool,
+        /// So many may be unanswered.
+        window: u32,
+    },
+    /// The answer to a `CallFar`. Nobody but the two knows it; what the head knows comes as `Finished`.
+    FarAnswer {
+        /// The call.
+        task: TaskId,
+        /// What it came to.
+        outcome: FinishedOutcome,
+    },
+    /// For an actor's executor: a call that came past the head from a client that has no socket to this process.
+    Called {
+        /// The actor takes calls one after the other.
+        in_order: bool,
+        /// The call.
+        spec: Box<TaskSpec>,
+    },
+    /// For an actor's executor: calls of this client that came by `Called` and have not begun are not to begin: they are
+    /// the client's again.
+    ForgetCalls(ClientId),
+    /// Somebody wants this call of the client's own to end, which the head does not have.
+    CancelOwn {
+        /// The call.
+        task: TaskId,
+        /// For the error.
+        reason: String,
+        /// What it submitted, too.
+        recursive: bool,
     },
     /// With a descriptor, for an actor's executor: calls of this client come on it.
     Serve {

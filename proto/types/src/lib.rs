@@ -17,6 +17,7 @@ pub mod client_node;
 pub mod ids;
 pub mod link;
 pub mod node_head;
+pub mod node_node;
 pub mod object;
 pub mod query;
 pub mod resources;
@@ -26,6 +27,7 @@ pub mod time;
 pub use client_node::{ClientHello, ClientKind, ClientToNode, JobInfo, NodeToClient};
 pub use ids::{Attempt, ClientId, Incarnation, JobId, NodeId, ObjectId, SegmentId, TaskId, Term};
 pub use node_head::{HeadToNode, NodeHello, NodeToHead};
+pub use node_node::{NodeToNode, TunnelHello, TunnelWelcome};
 pub use object::{INLINE_MAX, Located, Location, Refs, Value};
 pub use resources::{Amount, GpuShare, Lease, Resources};
 pub use task::{

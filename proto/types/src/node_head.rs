@@ -86,6 +86,11 @@ pub enum NodeToHead {
     /// These calls went from clients of this node straight to an actor of this node, and have ended. For people: the
     /// callers have their answers.
     Called(Vec<CallReport>),
+    /// Where does this actor live? A client here calls it. Answered by `ActorAt`; and from then on by `PeerLost`, if
+    /// that node is lost.
+    FindActor(ObjectId),
+    /// Answer `Confirmed` when all that was said before has been taken in.
+    Confirm(u64),
     /// A call that went straight to its actor waits for these; what makes them goes first (rule S4).
     Promote(Vec<ObjectId>),
     /// A put escaped its process, or a task's payload or function is about to be used: the head may be asked for it.
@@ -223,6 +228,21 @@ pub enum NodeToHead {
     },
 }
 
+/// Where an actor lives, for a node whose clients call it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActorPlace {
+    /// Its node.
+    pub node: NodeId,
+    /// That node's data port.
+    pub address: String,
+    /// What made it.
+    pub attempt: Attempt,
+    /// It takes calls one after the other.
+    pub in_order: bool,
+    /// So many calls it can have begun at once.
+    pub concurrency: u32,
+}
+
 /// Whether a failed attempt may be tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Retry {
@@ -353,6 +373,31 @@ pub enum HeadToNode {
     Drained,
     /// This client, of whichever node, is gone: what it put and never let escape is gone too (rule R2).
     ClientGone(ClientId),
+    /// Answer to `FindActor`.
+    ActorAt {
+        /// The actor.
+        actor: ObjectId,
+        /// `None`: it does not live at this moment, or calls to it must go by the head.
+        place: Option<ActorPlace>,
+    },
+    /// A node that this node was told the place of an actor on is lost. Nothing of it counts any more (rule A5).
+    PeerLost {
+        /// Which.
+        node: NodeId,
+        /// For errors.
+        why: String,
+    },
+    /// Answer to `Confirm`.
+    Confirmed(u64),
+    /// Somebody wants a call to end that a client of this node sent to its actor by itself.
+    CancelOwn {
+        /// The call.
+        task: TaskId,
+        /// For the error.
+        reason: String,
+        /// What it submitted, too.
+        recursive: bool,
+    },
     /// Lines for a driver attached to this node.
     Log {
         /// The driver.

@@ -166,6 +166,11 @@ impl ActorTraits {
     pub fn in_order(&self) -> bool {
         self.max_concurrency <= 1 && self.groups.is_empty() && !self.is_async
     }
+
+    /// How many calls it can have begun at once, over all its groups.
+    pub fn calls_at_once(&self) -> u32 {
+        self.groups.values().fold(self.max_concurrency.max(1), |sum, group| sum.saturating_add(*group))
+    }
 }
 
 /// Where a task may run.

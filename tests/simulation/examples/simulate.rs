@@ -26,13 +26,14 @@ fn main() -> std::process::ExitCode {
             }
         }
     }
-    let (mut steps, mut ran, mut direct, mut read) = (0, 0, 0, 0);
+    let (mut steps, mut ran, mut direct, mut far, mut read) = (0, 0, 0, 0, 0);
     for seed in from..from + seeds {
         match run(Plan { watch: watch.clone(), ..Plan::small(seed) }) {
             Ok(report) => {
                 steps += report.steps;
                 ran += report.ran;
                 direct += report.direct;
+                far += report.far;
                 read += report.read;
             }
             Err(error) => {
@@ -42,7 +43,7 @@ fn main() -> std::process::ExitCode {
         }
     }
     println!(
-        "{seeds} seeds: {steps} steps, {ran} attempts ran, {direct} calls went straight, {read} values read, \
+        "{seeds} seeds: {steps} steps, {ran} attempts ran, {direct} calls went straight ({far} to other nodes), {read} values read, \
          every invariant held"
     );
     std::process::ExitCode::SUCCESS

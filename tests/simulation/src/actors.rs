@@ -3,12 +3,12 @@
 //! ORDER-1 as an executor sees it: the calls of one caller that come to one incarnation of an actor which takes them in
 //! order have rising numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster_types::client_node::RunTask;
-use cluster_types::{ActorTraits, ClientId, ObjectId, Payload, Refs, TaskKind, TaskTemplate};
+use cluster_types::{ActorTraits, ClientId, ObjectId, Payload, Refs, TaskId, TaskKind, TaskTemplate};
 
 use crate::client::encode;
 use crate::world::World;
@@ -19,6 +19,8 @@ pub(crate) struct Lives {
     in_order: bool,
     /// By caller: the last call that began.
     last: BTreeMap<ClientId, u64>,
+    /// Calls that began.
+    begun: BTreeSet<TaskId>,
 }
 
 impl World {
@@ -95,10 +97,19 @@ impl World {
         match (&run.spec.template.kind, &mut process.lives) {
             (TaskKind::Function, None) => Ok(()),
             (TaskKind::Actor(traits), lives @ None) => {
-                *lives = Some(Lives { in_order: traits.in_order(), last: BTreeMap::new() });
+                *lives = Some(Lives {
+                    in_order: traits.in_order(),
+                    last: BTreeMap::new(),
+                    begun: BTreeSet::new(),
+                });
                 Ok(())
             }
             (TaskKind::Method { .. }, Some(lives)) => {
+                let again = !lives.begun.insert(id);
+                // A caller that lost touch does not know how far it came, and may try again.
+                if again && self.plan.cuts > 0 && run.spec.template.max_retries > 0 {
+                    return Ok(());
+                }
                 let before = lives.last.insert(id.client, id.seq);
                 if lives.in_order && before.is_some_and(|before| before >= id.seq) {
                     return Err(format!("ORDER-1: {id} runs after {before:?} of the same caller"));

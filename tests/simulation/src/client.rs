@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use client_core::{ClientCore, HandleSource, Reading};
 use cluster_store::alloc::Allocator;
-use cluster_types::client_node::{PutValue, RunTask};
+use cluster_types::client_node::{DIRECT_BIT, PutValue, RunTask};
 use cluster_types::{ClientId, JobId, Location, NodeId, ObjectId, Refs, SegmentId, Value};
 
 /// What a value is: the id of its object, then the refs inside it. Enough to see whether a reader got the right one.
@@ -64,6 +64,8 @@ pub struct Process {
     pub yields: BTreeMap<u64, crate::yields::Yields>,
     /// What it had told its daemon when its task began.
     pub said: u64,
+    /// Tags of calls that run for a caller which has them back.
+    pub forgotten: std::collections::BTreeSet<u64>,
     /// What it knows if it became an actor.
     pub lives: Option<crate::actors::Lives>,
     /// The function every task of this process calls.
@@ -98,6 +100,7 @@ impl Process {
             waiting_puts: VecDeque::new(),
             yields: BTreeMap::new(),
             said: 0,
+            forgotten: Default::default(),
             lives: None,
             function: None,
         }
@@ -106,6 +109,17 @@ impl Process {
     /// An executor without a task.
     pub fn is_idle(&self) -> bool {
         matches!(self.doing, Doing::Idle)
+    }
+
+    /// What a caller elsewhere called and has not begun is its own again.
+    pub fn forget_calls(&mut self, caller: ClientId) {
+        let is_its = |run: &RunTask| run.tag & DIRECT_BIT != 0 && run.spec.id.client == caller;
+        self.inbox.retain(|run| !is_its(run));
+        if let Doing::Running { run, .. } = &self.doing
+            && is_its(run)
+        {
+            self.forgotten.insert(run.tag);
+        }
     }
 
     /// Ranges the core says are free go back to the allocator.

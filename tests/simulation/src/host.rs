@@ -26,6 +26,8 @@ pub struct Executor {
     pub job: JobId,
     /// Once it attached.
     pub client: Option<ClientId>,
+    /// Its process is gone, or never will be.
+    pub dead: bool,
     /// By tag.
     pub slots: BTreeMap<u64, Slot>,
 }

@@ -18,6 +18,7 @@ mod host;
 mod plan;
 mod random;
 mod streams;
+mod tunnels;
 mod world;
 mod yields;
 

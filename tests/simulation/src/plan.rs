@@ -23,6 +23,10 @@ pub struct Plan {
     pub streams: bool,
     /// Whether calls may go straight to actors of the same machine.
     pub direct: bool,
+    /// Links between nodes that break on the way, for calls to actors, while both nodes live.
+    pub cuts: u32,
+    /// Whether programs cancel calls and tasks, their own and others'.
+    pub cancels: bool,
     /// Whether programs make placement groups.
     pub groups: bool,
     /// Prints every event in which this word occurs.
@@ -44,9 +48,16 @@ impl Plan {
             actors: seed.is_multiple_of(3),
             streams: seed % 8 < 6,
             direct: !seed.is_multiple_of(2),
+            cuts: if seed % 7 >= 5 { 3 } else { 0 },
+            cancels: seed % 11 >= 7,
             groups: seed % 5 < 3,
             watch: None,
         }
+    }
+
+    /// Whether tasks may fail, because something breaks or somebody wants it.
+    pub(crate) fn may_fail(&self) -> bool {
+        self.node_losses > 0 || self.crash_one_in > 0 || self.cuts > 0 || self.cancels
     }
 
     /// Hundreds of machines.
@@ -62,6 +73,8 @@ impl Plan {
             actors: true,
             streams: true,
             direct: true,
+            cuts: 50,
+            cancels: true,
             groups: true,
             watch: None,
         }
@@ -79,6 +92,10 @@ pub struct Report {
     pub failed: u64,
     /// Calls that went straight to their actor.
     pub direct: u64,
+    /// Of those, that went to another machine.
+    pub far: u64,
+    /// Links cut.
+    pub cuts: u64,
     /// Attempts that ran.
     pub ran: u64,
     /// Values read and found right.

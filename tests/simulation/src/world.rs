@@ -12,8 +12,8 @@ use cluster_types::client_node::{
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
     Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId,
-    NodeToClient, NodeToHead, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId, TaskSpec,
-    TaskTemplate, Time, Value,
+    NodeToClient, NodeToHead, NodeToNode, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId,
+    TaskSpec, TaskTemplate, Time, Value,
 };
 use head_core::{Head, HeadConfig};
 
@@ -23,6 +23,7 @@ use crate::host::{Executor, Host, Slot, no};
 use crate::plan::{Plan, Report};
 use crate::random::Random;
 use crate::streams::Streams;
+use crate::tunnels::{End, Tunnels};
 
 /// Who talks to whom: the streams are ordered each for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +34,7 @@ pub(crate) enum Stream {
     ToClient(ClientId),
     Calls(ClientId, ClientId),
     Answers(ClientId, ClientId),
+    Peer(NodeId, NodeId, bool),
 }
 
 /// Something that will happen.
@@ -84,6 +86,11 @@ pub(crate) enum Arrival {
         executor: u32,
         cause: &'static str,
     },
+    ExecutorReaped {
+        node: NodeId,
+        executor: u32,
+        cause: String,
+    },
     Act(ClientId),
     Called {
         executor: ClientId,
@@ -102,6 +109,21 @@ pub(crate) enum Arrival {
     DrainNode,
     MemoryShort,
     BornNode,
+    PeerMet {
+        from: NodeId,
+        to: NodeId,
+        number: u64,
+    },
+    AtPeer {
+        end: End,
+        number: u64,
+        message: NodeToNode,
+    },
+    PeerBroken {
+        end: End,
+        number: u64,
+    },
+    CutTunnel,
 }
 
 pub(crate) struct World {
@@ -128,6 +150,7 @@ pub(crate) struct World {
     /// TASK-1: tasks of each living submitter that were told to have ended.
     pub(crate) told: BTreeSet<TaskId>,
     pub(crate) channels: Channels,
+    pub(crate) tunnels: Tunnels,
     pub(crate) submitted: BTreeMap<TaskId, ClientId>,
     /// What each put and each stored result holds.
     sizes: BTreeMap<ObjectId, u64>,
@@ -172,6 +195,7 @@ impl World {
             items_told: BTreeMap::new(),
             ended_well: BTreeSet::new(),
             channels: Channels::default(),
+            tunnels: Tunnels::default(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -199,6 +223,10 @@ impl World {
             let at = Time(world.random.between(10_000, 400_000));
             world.at(at, Arrival::MemoryShort);
         }
+        for _ in 0..world.plan.cuts {
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::CutTunnel);
+        }
         world
     }
 
@@ -207,7 +235,7 @@ impl World {
         self.queue.insert((time.max(self.now), self.arrivals), arrival);
     }
 
-    fn after(&mut self, low: u64, high: u64, arrival: Arrival) {
+    pub(crate) fn after(&mut self, low: u64, high: u64, arrival: Arrival) {
         let delay = self.random.between(low, high);
         self.at(self.now + Span(delay), arrival);
     }
@@ -393,6 +421,7 @@ impl World {
             Arrival::Pulled { node, object, size, source } => self.pulled(node, object, size, source),
             Arrival::ExecutorBorn { node, executor } => self.executor_born(node, executor),
             Arrival::ExecutorGone { node, executor, cause } => self.executor_gone(node, executor, cause),
+            Arrival::ExecutorReaped { node, executor, cause } => self.executor_reaped(node, executor, &cause),
             Arrival::Act(client) => self.act(client),
             Arrival::Called { executor, in_order, spec } => self.called(executor, in_order, spec),
             Arrival::Answered { executor, caller } => self.answered(executor, caller),
@@ -405,6 +434,13 @@ impl World {
             Arrival::MemoryShort => self.memory_short(),
             Arrival::BornNode => {
                 self.new_host();
+                Ok(())
+            }
+            Arrival::PeerMet { from, to, number } => self.peer_met(from, to, number),
+            Arrival::AtPeer { end, number, message } => self.at_peer(end, number, message),
+            Arrival::PeerBroken { end, number } => self.peer_broken(end, number),
+            Arrival::CutTunnel => {
+                self.cut_tunnel();
                 Ok(())
             }
         }
@@ -498,6 +534,7 @@ impl World {
         let Some(host) = self.hosts.remove(&node) else { return Ok(()) };
         self.processes.retain(|_, process| process.node != node);
         self.streams.forget(Stream::ToNode(node));
+        self.drop_all_peers(node);
         if let Some(incarnation) = host.incarnation {
             self.say(Stream::ToHead(node), Arrival::LinkClosed { node, incarnation });
         }
@@ -506,7 +543,7 @@ impl World {
 
     // ---- nodes ----
 
-    fn node_step(&mut self, node: NodeId, event: worker_core::Event) -> Result<(), String> {
+    pub(crate) fn node_step(&mut self, node: NodeId, event: worker_core::Event) -> Result<(), String> {
         let mut events = std::collections::VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
@@ -557,7 +594,8 @@ impl World {
             }
             Effect::CloseClient { .. } | Effect::WakeAt(_) => {}
             Effect::StartExecutor { executor, job, .. } => {
-                host.executors.insert(executor, Executor { job, client: None, slots: BTreeMap::new() });
+                host.executors
+                    .insert(executor, Executor { job, client: None, dead: false, slots: BTreeMap::new() });
                 self.after(500, 5_000, Arrival::ExecutorBorn { node, executor });
             }
             Effect::EndExecutor { executor, .. } => {
@@ -568,6 +606,9 @@ impl World {
             Effect::JoinCalls { caller, executor, actor, in_order } => {
                 self.join(caller, executor, actor, in_order);
             }
+            Effect::ConnectPeer { node: peer, .. } => self.connect_peer(node, peer),
+            Effect::ToPeer { node: peer, message } => self.tell_peer(node, peer, message),
+            Effect::DropPeer { node: peer } => self.drop_peer(node, peer),
             Effect::Revoke { executor, tag, .. } => {
                 let slot =
                     host.executors.get_mut(&executor).and_then(|executor| executor.slots.get_mut(&tag));
@@ -655,7 +696,9 @@ impl World {
     fn executor_born(&mut self, node: NodeId, executor: u32) -> Result<(), String> {
         let client = ClientId(self.fresh() << 8 | 0xe);
         let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
-        let Some(known) = host.executors.get_mut(&executor) else { return Ok(()) };
+        let Some(known) = host.executors.get_mut(&executor).filter(|known| !known.dead) else {
+            return Ok(());
+        };
         known.client = Some(client);
         let job = known.job;
         let process = Process::new(client, job, node, Some(executor), self.plan.direct, Doing::Idle);
@@ -666,9 +709,9 @@ impl World {
 
     /// The process is gone at once; its daemon notices after a while.
     pub(crate) fn end_executor(&mut self, node: NodeId, executor: u32, cause: &'static str) {
-        let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else {
-            return;
-        };
+        let known = self.hosts.get_mut(&node).and_then(|host| host.executors.get_mut(&executor));
+        let Some(known) = known else { return };
+        known.dead = true;
         if let Some(client) = known.client {
             self.processes.remove(&client);
         }
@@ -677,22 +720,30 @@ impl World {
 
     /// The daemon reaps it: what it had not claimed by its end is revoked now.
     fn executor_gone(&mut self, node: NodeId, executor: u32, cause: &str) -> Result<(), String> {
+        let Some(known) = self.hosts.get(&node).and_then(|host| host.executors.get(&executor)) else {
+            return Ok(());
+        };
+        let reaped = Arrival::ExecutorReaped { node, executor, cause: cause.to_owned() };
+        match known.client {
+            // What it said before it died is read first.
+            Some(client) => self.say(Stream::FromClient(client), reaped),
+            None => return self.executor_reaped(node, executor, cause),
+        }
+        Ok(())
+    }
+
+    fn executor_reaped(&mut self, node: NodeId, executor: u32, cause: &str) -> Result<(), String> {
         let Some(known) = self.hosts.get_mut(&node).and_then(|host| host.executors.remove(&executor)) else {
             return Ok(());
         };
         let unstarted =
             known.slots.iter().filter(|(_, slot)| **slot == Slot::Ready).map(|(tag, _)| *tag).collect();
-        if let Some(client) = known.client {
-            // What it said before it died still arrives, and then its end.
-            self.say(
-                Stream::FromClient(client),
-                Arrival::Done { node, event: worker_core::Event::ClientEnded { client } },
-            );
+        let exited = worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted };
+        self.node_step(node, exited)?;
+        match known.client {
+            Some(client) => self.node_step(node, worker_core::Event::ClientEnded { client }),
+            None => Ok(()),
         }
-        self.node_step(
-            node,
-            worker_core::Event::ExecutorExited { executor, cause: cause.to_owned(), unstarted },
-        )
     }
 
     // ---- processes ----
@@ -704,8 +755,15 @@ impl World {
         let batch = process.core.take_batch();
         process.reuse_freed()?;
         for message in batch {
-            if let ClientToNode::Submit(spec) | ClientToNode::SubmitAgain { spec, .. } = &message {
+            if let ClientToNode::Submit(spec)
+            | ClientToNode::SubmitAgain { spec, .. }
+            | ClientToNode::CallFar(spec) = &message
+            {
                 self.submitted.insert(spec.id, client);
+            }
+            if let ClientToNode::CallFar(_) = message {
+                self.report.direct += 1;
+                self.report.far += 1;
             }
             self.say(Stream::FromClient(client), Arrival::FromClient { node, client, message });
         }
@@ -719,6 +777,9 @@ impl World {
         }
         if !self.processes.contains_key(&client) {
             return Ok(());
+        }
+        if let NodeToClient::FarAnswer { .. } = message {
+            return self.far_answer(client, message);
         }
         if let NodeToClient::Finished { task, outcome } = &message {
             if !self.told.insert(*task) {
@@ -738,7 +799,7 @@ impl World {
                     let left = self.plan.drains > 0
                         && failure.kind == cluster_types::FailureKind::ActorDied
                         && failure.message.contains("it left");
-                    if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !unwanted && !left {
+                    if !self.plan.may_fail() && !unwanted && !left {
                         return Err(format!("{task} failed though nothing broke: {}", failure.message));
                     }
                 }
@@ -766,6 +827,11 @@ impl World {
             }
             Some(NodeToClient::Run(run)) => process.inbox.push_back(run),
             Some(NodeToClient::Calls { actor, in_order }) => process.core.calls_opened(actor, in_order),
+            Some(NodeToClient::Called { in_order, spec }) => {
+                return self.called(client, in_order, *spec);
+            }
+            Some(NodeToClient::ForgetCalls(caller)) => process.forget_calls(caller),
+            Some(NodeToClient::Cancel { tag, .. }) => self.refuse_cancelled(client, tag),
             Some(NodeToClient::RecallMemory) => {
                 let free = process.allocator.take_free_segments(0);
                 for segment in &free {
@@ -847,7 +913,7 @@ impl World {
             None => return Err(format!("{object} was ready and cannot be read")),
             Some(Reading::Failed(failure)) => {
                 let removed = failure.message.contains("was removed by the driver");
-                if self.plan.node_losses == 0 && self.plan.crash_one_in == 0 && !removed {
+                if !self.plan.may_fail() && !removed {
                     return Err(format!("{object} failed though nothing broke: {}", failure.message));
                 }
             }
@@ -1002,6 +1068,9 @@ impl World {
             self.flush(client)?;
             self.after(1, 3_000, Arrival::Act(client));
             return Ok(());
+        }
+        if self.plan.cancels && self.random.one_in(6) {
+            self.cancel_something(client);
         }
         match self.random.between(0, 9) {
             0..=4 => {
@@ -1207,7 +1276,7 @@ impl World {
         }
         process.core.end_task_cover();
         let silent = process.core.outbox().said() == process.said;
-        if tag & DIRECT_BIT != 0 {
+        if tag & DIRECT_BIT != 0 && !process.forgotten.remove(&tag) {
             self.answer(client, spec.id, results, silent);
         } else {
             let completion = Completion { tag, result: Ok(results), micros: 100 };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cluster_types::client_node::Completion;
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    ActorTraits, Attempt, ClientId, FailureKind, Lease, Map, NodeToClient, NodeToHead, ObjectId, Outcome,
-    TaskId, TaskKind, TaskSpec, Time,
+    ActorTraits, Attempt, ClientId, FailureKind, Lease, Map, NodeId, NodeToClient, NodeToHead, ObjectId,
+    Outcome, TaskId, TaskKind, TaskSpec, Time,
 };
 
 use crate::attempts::{Assigned, Stage};
@@ -28,7 +28,7 @@ const SENT_AHEAD: usize = 32;
 pub(crate) struct Actor {
     /// What made it.
     task: TaskId,
-    attempt: Attempt,
+    pub(crate) attempt: Attempt,
     /// Its class, for people.
     class: Arc<str>,
     /// Bytes that it asked for; zero: it did not say.
@@ -39,10 +39,14 @@ pub(crate) struct Actor {
     pub(crate) since: Time,
     pub(crate) executor: u32,
     pub(crate) in_order: bool,
+    /// So many calls it can have begun at once.
+    pub(crate) concurrency: u32,
     /// Calls that its executor was not sent yet, in the order they came.
     pub(crate) queue: VecDeque<TaskId>,
     /// Clients of this node that call it past this daemon.
     pub(crate) callers: Vec<ClientId>,
+    /// Clients elsewhere, with their nodes, or without shared memory, whose calls the daemons pass on.
+    pub(crate) far_callers: Vec<(NodeId, ClientId)>,
     /// Somebody wants it to end, for this reason.
     ending: Option<String>,
 }
@@ -86,7 +90,9 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(made) = self.forget_attempt(task) else { return };
-        let in_order = traits_of(&made.spec).is_none_or(|traits| traits.in_order());
+        let traits = traits_of(&made.spec);
+        let in_order = traits.is_none_or(|traits| traits.in_order());
+        let concurrency = traits.map_or(1, |traits| traits.calls_at_once());
         let handle = task.result(0);
         if let Some(known) = self.executors.get_mut(&executor) {
             known.actor = Some(handle);
@@ -100,8 +106,10 @@ impl Node {
             since: self.now,
             executor,
             in_order,
+            concurrency,
             queue: VecDeque::new(),
             callers: Vec::new(),
+            far_callers: Vec::new(),
             ending: None,
         };
         self.actors.insert(handle, actor);
@@ -226,7 +234,7 @@ impl Node {
     fn leave(&mut self, actor: Actor, why: &str, effects: &mut Vec<Effect>) {
         let executor = actor.executor;
         let sent = self.executors.get_mut(&executor).map(|known| std::mem::take(&mut known.sent));
-        self.end_calls(&actor, why, effects);
+        self.end_calls(&actor, why, false, effects);
         self.lose_calls(&actor, sent.unwrap_or_default(), &[], why, effects);
         self.return_calls(actor.queue, effects);
         self.end_executor(executor, effects);
@@ -283,7 +291,7 @@ impl Node {
             }
         };
         self.tell_actor_died(&actor, &why, retry, effects);
-        self.end_calls(&actor, &why, effects);
+        self.end_calls(&actor, &why, false, effects);
         self.lose_calls(&actor, gone.sent, unstarted, &why, effects);
         self.return_calls(actor.queue, effects);
     }
@@ -369,7 +377,7 @@ impl Node {
         let mut actors: Vec<Actor> = self.actors.drain().map(|(_, actor)| actor).collect();
         actors.sort_unstable_by_key(|actor| actor.executor);
         for actor in &actors {
-            self.end_calls(actor, "its node was out of touch with the head", effects);
+            self.end_calls(actor, "its node was out of touch with the head", true, effects);
         }
         let executors: Vec<u32> = actors.iter().map(|actor| actor.executor).collect();
         for executor in executors {

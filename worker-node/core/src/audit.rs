@@ -11,6 +11,7 @@ impl Node {
     /// The first broken one, by name.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.audit_memory()?;
+        self.audit_far()?;
         let used: cluster_types::Amount = self.attempts.values().map(|known| known.cpu()).sum();
         if used != self.cpu_used {
             return Err(format!("S4: {used} cores are used, {} are counted", self.cpu_used));

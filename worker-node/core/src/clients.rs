@@ -144,6 +144,12 @@ impl Node {
                 }
             }
             ClientToNode::Answered { task, result } => self.answered(client, task, result, effects),
+            ClientToNode::CallFar(spec) => {
+                if spec.id.client == client {
+                    self.call_far(spec, effects);
+                }
+            }
+            ClientToNode::AnswerFar { task, outcome } => self.answer_far(client, task, outcome, effects),
             ClientToNode::Called(calls) => self.called(client, calls, effects),
             ClientToNode::Left { reason } => self.left(client, &reason, effects),
             ClientToNode::Escape(objects) => {

@@ -6,14 +6,17 @@
 use cluster_types::client_node::{
     CallReport, DIRECT_BIT, ExecutorResult, FinishedOutcome, PutValue, direct_tag,
 };
-use cluster_types::{ClientId, Failure, INLINE_MAX, NodeToClient, NodeToHead, ObjectId, ResultValue, TaskId};
+use cluster_types::node_head::ActorPlace;
+use cluster_types::{
+    ClientId, Failure, INLINE_MAX, NodeToClient, NodeToHead, NodeToNode, ObjectId, ResultValue, TaskId,
+};
 
 use crate::actors::Actor;
 use crate::event::Effect;
 use crate::node::Node;
 
 impl Node {
-    /// A client wants a socket to an actor.
+    /// A client wants a way to an actor: a socket to one of this node, else through the daemons.
     pub(crate) fn open_calls(&mut self, caller: ClientId, actor: ObjectId, effects: &mut Vec<Effect>) {
         let shares = self.clients.get(&caller).is_some_and(|known| known.shares_memory);
         let executor = self.actors.get(&actor).filter(|known| known.takes_calls()).and_then(|known| {
@@ -27,16 +30,31 @@ impl Node {
                     effects.push(Effect::JoinCalls { caller, executor, actor, in_order });
                 }
             }
-            _ => self.tell_client(caller, NodeToClient::NoCalls { actor }, effects),
+            (Some(executor), Some(known)) if executor != caller => {
+                let here = ActorPlace {
+                    node: self.config.node,
+                    address: String::new(),
+                    attempt: known.attempt,
+                    in_order: known.in_order,
+                    concurrency: known.concurrency,
+                };
+                self.find_far(caller, actor, Some(here), effects);
+            }
+            (_, Some(_)) => self.tell_client(caller, NodeToClient::NoCalls { actor }, effects),
+            (_, None) => self.find_far(caller, actor, None, effects),
         }
     }
 
-    /// The actor is no more, and the head was told: its callers have their calls back.
-    pub(crate) fn end_calls(&mut self, actor: &Actor, why: &str, effects: &mut Vec<Effect>) {
+    /// The actor is no more, and the head was told: its callers have their calls back. `lost`: what its executor had
+    /// answered may not have been read.
+    pub(crate) fn end_calls(&mut self, actor: &Actor, why: &str, lost: bool, effects: &mut Vec<Effect>) {
+        let why = format!("{} died: {why}", actor.title());
         for &caller in &actor.callers {
-            let (actor, why) = (actor.handle(), format!("{} died: {why}", actor.title()));
-            self.tell_client(caller, NodeToClient::CallsEnded { actor, why }, effects);
+            // On a socket between the two nothing is lost: what was written is read to its last byte.
+            let ended = NodeToClient::CallsEnded { actor: actor.handle(), why: why.clone(), lost: false };
+            self.tell_client(caller, ended, effects);
         }
+        self.end_far_calls(actor, &why, lost, effects);
     }
 
     /// A caller is gone; what it sent is run all the same.
@@ -54,10 +72,25 @@ impl Node {
                 self.tell_client(client, NodeToClient::CallerGone(caller), effects);
             }
         }
+        self.far_caller_gone(caller, effects);
     }
 
     /// A client wants a call of its own stopped that the head does not know.
     pub(crate) fn cancel_call(
+        &mut self,
+        actor: ObjectId,
+        task: TaskId,
+        reason: String,
+        recursive: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.cancel_far(actor, task, &reason, recursive, effects) {
+            self.stop_call(actor, task, reason, recursive, effects);
+        }
+    }
+
+    /// Stops a call that the head does not know, of an actor of this node.
+    pub(crate) fn stop_call(
         &mut self,
         actor: ObjectId,
         task: TaskId,
@@ -85,7 +118,8 @@ impl Node {
         if self.actor_of(client).is_none() {
             return self.part_with(client, &format!("it answered {task}, and is no actor's"), effects);
         }
-        let waited_for = self.clients.contains_key(&task.client);
+        let far = self.far_caller(client, task.client);
+        let waited_for = far.is_some() || self.clients.contains_key(&task.client);
         let outcome = match result {
             Err(failure) => FinishedOutcome::Failed(failure),
             Ok(results) => {
@@ -103,7 +137,14 @@ impl Node {
                 FinishedOutcome::Ok(told.collect())
             }
         };
-        self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
+        match far {
+            // The caller's node speaks to the head on a stream of its own, which must not overtake what was said here.
+            Some(node) => {
+                let known = matches!(outcome, FinishedOutcome::Ok(_));
+                self.confirm(node, NodeToNode::Answer { task, outcome, known }, effects);
+            }
+            None => self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects),
+        }
     }
 
     /// Notes a value, tells the head of it, and says what its caller is told.

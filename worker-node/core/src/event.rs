@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster_types::{
     ClientId, ClientKind, ClientToNode, Failure, HeadToNode, JobId, JobInfo, Location, NodeId, NodeToClient,
-    NodeToHead, ObjectId, Resources, SegmentId, Span,
+    NodeToHead, NodeToNode, ObjectId, Resources, SegmentId, Span,
 };
 
 /// What the node is told at its start; nothing in it changes later.
@@ -138,6 +138,27 @@ pub enum Event {
         /// How much time there is.
         within: Span,
     },
+    /// Another node said something in a conversation about calls to actors, whichever of the two opened it.
+    FromPeer {
+        /// Which.
+        node: NodeId,
+        /// What.
+        message: NodeToNode,
+    },
+    /// Answer to `ConnectPeer`: the conversation is open.
+    PeerOpened {
+        /// With whom.
+        node: NodeId,
+    },
+    /// A conversation is over, and what was on its way in it is lost.
+    PeerClosed {
+        /// With whom.
+        node: NodeId,
+        /// It was the one that this node opened, or was to open; else the other's.
+        opened_here: bool,
+        /// For errors.
+        why: String,
+    },
     /// Time passed. At least every 100 ms, and at `Effect::WakeAt`.
     Tick,
 }
@@ -227,6 +248,26 @@ pub enum Effect {
     MeasureMemory {
         /// Which.
         executors: Vec<u32>,
+    },
+    /// Open a conversation with another node, about calls to actors there. Answered by `PeerOpened` or `PeerClosed`.
+    ConnectPeer {
+        /// With whom.
+        node: NodeId,
+        /// Its data port.
+        address: String,
+    },
+    /// Say this to another node: in the conversation that this node opened if it is what callers' nodes say, else in the
+    /// other's. Dropped if there is none.
+    ToPeer {
+        /// To whom.
+        node: NodeId,
+        /// What.
+        message: NodeToNode,
+    },
+    /// End both conversations with this node, without a word: it is lost, or no longer needed. Not answered.
+    DropPeer {
+        /// With whom.
+        node: NodeId,
     },
     /// Take back a pipelined task (rule S3). Answered by `Revoked`.
     Revoke {

@@ -58,6 +58,12 @@ impl Node {
             HeadToNode::Drained => effects.push(Effect::End),
             // What it put and never let escape was on its own node only, which knew of its end first (rule R2).
             HeadToNode::ClientGone(_) => {}
+            HeadToNode::ActorAt { actor, place } => self.actor_at(actor, place, effects),
+            HeadToNode::PeerLost { node, why } => self.peer_lost(node, &why, effects),
+            HeadToNode::Confirmed(number) => self.confirmed(number, effects),
+            HeadToNode::CancelOwn { task, reason, recursive } => {
+                self.tell_client(task.client, NodeToClient::CancelOwn { task, reason, recursive }, effects);
+            }
             HeadToNode::Log { client, lines } => self.tell_client(client, NodeToClient::Log(lines), effects),
             HeadToNode::Notice { client, text } => {
                 self.tell_client(client, NodeToClient::Notice { text }, effects)
@@ -94,6 +100,9 @@ impl Node {
             let mut specs: Vec<TaskSpec> = self.unfinished.values().cloned().collect();
             specs.sort_unstable_by_key(|spec| spec.id);
             effects.extend(specs.into_iter().map(|spec| Effect::ToHead(NodeToHead::Submit(spec))));
+        }
+        if !first {
+            self.close_far_routes(effects);
         }
         self.forget_held_lines();
         for message in std::mem::take(&mut self.held_back) {

@@ -9,6 +9,7 @@
 //! | `attempts`, `assign`, `admission`, `ending` | an attempt's life (rule S2) |
 //! | `catalogue` | pools and shapes of tasks |
 //! | `executors` | processes, and what each was sent (rule S3) |
+//! | `direct`, `far` | calls to actors past the head: on this node, and between nodes (rules A1 to A5) |
 //! | `objects`, `values`, `located` | what lies here, who asked for it, who sees it, when it goes (rule P1) |
 //! | `streams` | items that tasks yield while they run |
 //! | `places` | what lies where in memory, and what may go to disk |
@@ -26,6 +27,7 @@ mod direct;
 mod ending;
 pub mod event;
 mod executors;
+mod far;
 mod head_says;
 mod located;
 mod memory;

@@ -14,6 +14,7 @@ use crate::catalogue::{Catalogue, PoolKey, ShapeKey};
 use crate::clients::Client;
 use crate::event::{Effect, Event, NodeConfig};
 use crate::executors::{Executor, Pool};
+use crate::far::Far;
 use crate::memory::Memories;
 use crate::objects::Objects;
 use crate::short_memory::Shortage;
@@ -42,6 +43,8 @@ pub struct Node {
     pub(crate) executors: BTreeMap<u32, Executor>,
     pub(crate) next_executor: u32,
     pub(crate) actors: Actors,
+    /// Calls to actors of other nodes.
+    pub(crate) far: Far,
     pub(crate) pools: Map<PoolKey, Pool>,
     pub(crate) catalogue: Catalogue,
     pub(crate) attempts: Attempts,
@@ -81,6 +84,7 @@ impl Node {
             executors: BTreeMap::new(),
             next_executor: 1,
             actors: Actors::default(),
+            far: Far::default(),
             pools: Map::default(),
             catalogue: Catalogue::default(),
             attempts: Attempts::default(),
@@ -129,6 +133,12 @@ impl Node {
             Event::MemoryShort(short) => self.memory_short(&short, effects),
             Event::MemoryMeasured { executors } => self.memory_measured(&executors, effects),
             Event::ToldToLeave { within } => self.told_to_leave(within, effects),
+            Event::FromPeer { node, message } => self.peer_says(node, message, effects),
+            Event::PeerOpened { node } => self.peer_opened(node, effects),
+            Event::PeerClosed { node, opened_here: true, why } => {
+                self.callees_lost(node, &why, effects);
+            }
+            Event::PeerClosed { node, opened_here: false, .. } => self.callers_lost(node, effects),
             Event::Tick => self.tick(effects),
         }
     }

@@ -118,7 +118,9 @@ impl Node {
     /// Small results that outlived a tick: the head's cache may let go of them (rule R4).
     pub(crate) fn serve_small(&mut self, effects: &mut Vec<Effect>) {
         for object in std::mem::take(&mut self.fresh) {
-            if self.objects.get(&object).is_some_and(|known| !known.served && !known.freed) {
+            // Freed since, it may be here again as a copy that the head does not count.
+            let is_home = |known: &Object| !known.served && !known.freed && !known.cached;
+            if self.objects.get(&object).is_some_and(is_home) {
                 self.serve(object, effects);
             }
         }

@@ -368,7 +368,7 @@ fn a_caller_is_joined_to_an_actor_of_its_node_once() {
     assert_eq!(scene.effects, [], "it has a socket");
     let elsewhere = task(50).result(0);
     scene.step(says(DRIVER, ClientToNode::OpenCalls(elsewhere)));
-    assert_eq!(scene.effects, [to(DRIVER, NodeToClient::NoCalls { actor: elsewhere })]);
+    assert_eq!(scene.effects, [Effect::ToHead(NodeToHead::FindActor(elsewhere))]);
     scene.effects.clear();
     // An actor does not call itself past its daemon.
     scene.step(says(client_of(1), ClientToNode::OpenCalls(actor)));

@@ -140,7 +140,7 @@ fn what_a_dead_actor_did_not_answer_fails_or_goes_by_the_head() {
     let lost: Vec<ObjectId> = (0..40).map(|_| call(&mut core, actor, &[])).collect();
     let again = call_with(&mut core, actor, &[], 1);
     straight(&mut core);
-    core.on_message(NodeToClient::CallsEnded { actor, why: "actor A died".into() });
+    core.on_message(NodeToClient::CallsEnded { actor, why: "actor A died".into(), lost: false });
     let failed = |core: &mut ClientCore, result| match core.read(result) {
         Some(Reading::Failed(failure)) => Some(failure.kind),
         _ => None,

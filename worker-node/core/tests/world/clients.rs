@@ -86,6 +86,11 @@ impl World {
             | NodeToClient::Calls { .. }
             | NodeToClient::NoCalls { .. }
             | NodeToClient::CallsEnded { .. }
+            | NodeToClient::FarCalls { .. }
+            | NodeToClient::FarAnswer { .. }
+            | NodeToClient::Called { .. }
+            | NodeToClient::ForgetCalls(_)
+            | NodeToClient::CancelOwn { .. }
             | NodeToClient::Serve { .. }
             | NodeToClient::CallerGone(_)
             | NodeToClient::Log(_)

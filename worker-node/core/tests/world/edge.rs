@@ -27,7 +27,12 @@ impl World {
                     known.told_exit = true;
                 }
             }
-            Effect::Interrupt { .. } | Effect::JoinCalls { .. } | Effect::WakeAt(_) => {}
+            Effect::Interrupt { .. }
+            | Effect::JoinCalls { .. }
+            | Effect::ConnectPeer { .. }
+            | Effect::ToPeer { .. }
+            | Effect::DropPeer { .. }
+            | Effect::WakeAt(_) => {}
             Effect::Revoke { executor, slot, tag } => {
                 let mut won = false;
                 if let Some(known) = self.executors.get_mut(&executor) {

@@ -95,6 +95,8 @@ impl World {
             | NodeToHead::PutFailed { .. }
             | NodeToHead::SubmitAgain { .. }
             | NodeToHead::Called(_)
+            | NodeToHead::FindActor(_)
+            | NodeToHead::Confirm(_)
             | NodeToHead::Promote(_)
             | NodeToHead::Kill { .. }
             | NodeToHead::Drain { .. } => {}
