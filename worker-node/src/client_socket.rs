@@ -43,8 +43,12 @@ pub(crate) enum Received {
 
 impl ClientSocket {
     pub(crate) fn new(stream: UnixStream, scratch: Scratch) -> io::Result<ClientSocket> {
-        let fd = register_readable(stream.into_std()?.into())?;
-        Ok(ClientSocket { fd, scratch })
+        Self::of(stream.into_std()?.into(), scratch)
+    }
+
+    /// Any stream socket that does not block.
+    pub(crate) fn of(fd: OwnedFd, scratch: Scratch) -> io::Result<ClientSocket> {
+        Ok(ClientSocket { fd: register_readable(fd)?, scratch })
     }
 
     /// Waits for bytes and takes them.

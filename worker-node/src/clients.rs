@@ -75,7 +75,13 @@ impl SocketLink {
         }
     }
 
-    fn write(&self, frames: &mut BytesMut, fds: Vec<Arc<OwnedFd>>) {
+    /// Bytes that the connection has not taken.
+    pub(crate) fn backlog(&self) -> usize {
+        self.outbox.borrow().bytes()
+    }
+
+    /// Writes, or keeps what the connection does not take.
+    pub(crate) fn write(&self, frames: &mut BytesMut, fds: Vec<Arc<OwnedFd>>) {
         match self.outbox.borrow_mut().write(&self.socket, frames, fds) {
             Written::All => {}
             Written::Blocked => self.blocked.notify_one(),
@@ -103,7 +109,7 @@ impl Client {
     /// Bytes that its connection has not taken.
     fn backlog(&self) -> usize {
         match &self.link {
-            ClientLink::Socket(socket) => socket.outbox.borrow().bytes(),
+            ClientLink::Socket(socket) => socket.backlog(),
             ClientLink::Remote(remote) => remote.backlog(),
         }
     }

@@ -27,6 +27,7 @@ use crate::executors::Executors;
 use crate::head_side::HeadSide;
 use crate::store_host::{StoreHost, StoreNotice};
 use crate::supervisor::{ExecutorEvent, Supervisor};
+use crate::tunnels::Tunnels;
 
 /// The cores are called at least this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -83,6 +84,7 @@ pub(crate) struct Daemon {
     pub(crate) store: StoreHost,
     pub(crate) supervisor: Supervisor,
     pub(crate) head: HeadSide,
+    pub(crate) tunnels: Tunnels,
     node: Box<dyn NodeCore>,
     queue: VecDeque<Pending>,
     effects: Vec<Effect>,
@@ -122,6 +124,7 @@ impl Handle {
             store: parts.store,
             supervisor: parts.supervisor,
             head: parts.head,
+            tunnels: Tunnels::default(),
             node: parts.node,
             queue: VecDeque::new(),
             effects: Vec::new(),
@@ -156,7 +159,14 @@ impl Handle {
         tokio::task::spawn_local(async move {
             loop {
                 handle.signals.flush.notified().await;
-                handle.borrow().flush();
+                let wanted = {
+                    let mut daemon = handle.borrow();
+                    daemon.flush();
+                    daemon.take_wanted_peers()
+                };
+                for (node, number) in wanted {
+                    tokio::task::spawn_local(crate::tunnels::connect(handle.clone(), node, number));
+                }
             }
         });
         let handle = self.clone();
@@ -165,12 +175,11 @@ impl Handle {
         let handle = self.clone();
         tokio::task::spawn_local(async move {
             while let Some(notice) = store.recv().await {
-                let mut daemon = handle.borrow();
-                daemon.store_says(notice);
+                handle.store_says(notice);
                 while let Ok(notice) = store.try_recv() {
-                    daemon.store_says(notice);
+                    handle.store_says(notice);
                 }
-                daemon.pump();
+                handle.borrow().pump();
             }
         });
         let handle = self.clone();
@@ -179,6 +188,15 @@ impl Handle {
                 crate::executors::on_event(&handle, event);
             }
         });
+    }
+
+    fn store_says(&self, notice: StoreNotice) {
+        match notice {
+            StoreNotice::Tunnel(stream) => {
+                tokio::task::spawn_local(crate::tunnels::accept(self.clone(), stream));
+            }
+            notice => self.borrow().store_says(notice),
+        }
     }
 
     async fn tick_for_ever(&self) {
@@ -227,6 +245,7 @@ impl Daemon {
         self.wake_at = None;
         self.head_again = false;
         self.interrupt_again();
+        self.care_for_peers();
         self.push(Event::Tick);
         if matches!(self.head, HeadSide::Embedded { .. }) {
             self.push_head(head_core::event::Event::Tick);
@@ -323,6 +342,9 @@ impl Daemon {
             Effect::JoinCalls { caller, executor, actor, in_order } => {
                 self.join_calls(caller, executor, actor, in_order);
             }
+            Effect::ConnectPeer { node, address } => self.connect_peer(node, address),
+            Effect::ToPeer { node, message } => self.tell_peer(node, message),
+            Effect::DropPeer { node } => self.drop_peer(node),
             Effect::Revoke { executor, slot, tag } => {
                 let won = self.executors.revoke(executor, slot, tag);
                 self.push(Event::Revoked { executor, tag, won });
@@ -412,6 +434,11 @@ impl Daemon {
         self.mark(client);
     }
 
+    /// Something is to be written at the end of this turn.
+    pub(crate) fn flush_soon(&self) {
+        self.signals.flush.notify_one();
+    }
+
     fn mark(&mut self, client: ClientId) {
         if let Some(known) = self.clients.get_mut(&client)
             && !known.marked
@@ -431,6 +458,7 @@ impl Daemon {
             known.flush(client, &mut self.codec);
         }
         self.unflushed = unflushed;
+        self.flush_peers();
         if let HeadSide::Remote(link) = &mut self.head {
             link.flush(&mut self.codec);
         }
@@ -439,6 +467,8 @@ impl Daemon {
     fn store_says(&mut self, notice: StoreNotice) {
         match notice {
             StoreNotice::Event(event) => self.push(event),
+            // The loop's own task takes it.
+            StoreNotice::Tunnel(_) => {}
             StoreNotice::Ready { client, object, value } => {
                 self.tell_client(client, NodeToClient::Ready { object, value });
             }

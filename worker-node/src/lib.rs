@@ -9,6 +9,7 @@
 //! | `sockets`, `gateway` | clients by Unix socket, and by gRPC |
 //! | `clients`, `outbox` | what an attached client is; writing without blocking |
 //! | `head_side`, `head_link` | the head beside us in the same process, or over gRPC |
+//! | `tunnels` | conversations with other nodes about calls to actors |
 //! | `store_host` | segments, spill files, the data port |
 //! | [`supervisor`], `executors` | processes; what the core knows of them |
 //! | `devices`, `memory_monitor` | what this machine has, and how much of its memory is used |
@@ -31,6 +32,7 @@ mod store_host;
 pub mod supervisor;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
 pub use daemon::{run_embedded, run_worker};

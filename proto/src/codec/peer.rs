@@ -17,6 +17,7 @@ pub(super) fn hello_to_wire(hello: &TunnelHello) -> v1::TunnelHello {
         to: hello.to.0,
         conversation: hello.conversation,
         received: hello.received,
+        first: hello.first,
     }
 }
 
@@ -28,6 +29,7 @@ pub(super) fn hello_from_wire(wire: &v1::TunnelHello) -> Result<TunnelHello, Wir
         to: NodeId(wire.to),
         conversation: wire.conversation,
         received: wire.received,
+        first: wire.first,
     })
 }
 

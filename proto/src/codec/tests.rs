@@ -711,7 +711,7 @@ proptest! {
         (from, to) in (node_id(), node_id()),
         (conversation, received, reason) in (any::<u64>(), any::<u64>(), text()),
     ) {
-        let hello = TunnelHello { protocol: PROTOCOL_VERSION, from, to, conversation, received };
+        let hello = TunnelHello { protocol: PROTOCOL_VERSION, from, to, conversation, received, first: received == 0 };
         let mut out = BytesMut::new();
         Codec::encode_tunnel_hello(&hello, &mut out);
         prop_assert_eq!(Codec::decode_tunnel_hello(out.split().freeze()), Ok(hello));

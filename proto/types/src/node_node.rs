@@ -20,6 +20,8 @@ pub struct TunnelHello {
     pub conversation: u64,
     /// The last frame that it received.
     pub received: u64,
+    /// Nothing was said in it yet, and it may be unknown to the other.
+    pub first: bool,
 }
 
 /// What the callee's daemon answers to a [`TunnelHello`].

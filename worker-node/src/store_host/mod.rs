@@ -37,6 +37,8 @@ pub(crate) enum StoreNotice {
     Ready { client: ClientId, object: ObjectId, value: Value },
     /// No transfer uses this any more.
     TransferEnded(Range),
+    /// Another node connected to talk about calls to actors.
+    Tunnel(std::net::TcpStream),
 }
 
 pub(crate) struct StoreHost {

@@ -197,6 +197,10 @@ impl Drop for Guard {
 pub(super) struct DataPort(pub(super) Arc<Serving>);
 
 impl ObjectSource for DataPort {
+    fn tunnel(&self, stream: std::net::TcpStream) {
+        let _ = self.0.notices.send(StoreNotice::Tunnel(stream));
+    }
+
     fn open(&self, key: Key) -> Opened {
         let found = self.0.begin(ObjectId::from_bytes(key));
         let (served, guard) = match found {

@@ -146,6 +146,22 @@ pub(super) fn present_token(
     }
 }
 
+/// Opens a connection to a peer's data port that is not about objects: see [`ObjectSource::tunnel`].
+///
+/// [`ObjectSource::tunnel`]: super::ObjectSource::tunnel
+///
+/// # Errors
+/// The peer cannot be reached within the timeout, or refuses.
+pub fn open_tunnel(peer: &str, token: &[u8], timeout: Duration) -> Result<TcpStream, TransferErrorKind> {
+    let stream = connect(peer, timeout)?;
+    set_up(&stream).map_err(TransferErrorKind::Connect)?;
+    present_token(&stream, token, timeout)?;
+    write_request(&stream, Request::Tunnel).map_err(TransferErrorKind::Connect)?;
+    let unlimited = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
+    unlimited.map_err(TransferErrorKind::Connect)?;
+    Ok(stream)
+}
+
 pub(super) fn write_request(mut stream: &TcpStream, request: Request) -> io::Result<()> {
     stream.write_all(&request.encode())
 }

@@ -10,7 +10,7 @@
 //! get: 1, key (16 bytes)
 //!                                                  status u8, 7 × 0, length u64, then the bytes
 //! received: 2, key
-//! get: ...
+//! get: ... or tunnel: 3, 16 × 0; from here on the connection is another's
 //! ```
 //!
 //! Integers are little-endian; one request at a time on each connection.
@@ -29,6 +29,6 @@ mod tests;
 mod wire;
 
 pub use client::{PullFailure, Puller, PullerConfig};
-pub use connection::{Key, TransferError, TransferErrorKind};
+pub use connection::{Key, TransferError, TransferErrorKind, open_tunnel};
 pub use server::{DataServer, ObjectSource, Opened, ServerConfig};
 pub use wire::{MAX_TOKEN, Refusal, VERSION};

@@ -24,6 +24,12 @@ pub trait ObjectSource: Send + Sync {
     /// Called on a connection's thread, which may block here, but not for long: the peer gives up after its stall
     /// timeout.
     fn open(&self, key: Key) -> Opened;
+
+    /// A peer that presented the token asks for a connection that is not about objects: here it is. Called on a thread of
+    /// the server's. Without another meaning it is closed.
+    fn tunnel(&self, stream: TcpStream) {
+        drop(stream);
+    }
 }
 
 /// An object to send.
@@ -235,7 +241,15 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     loop {
         // Between requests a peer may be silent for as long as it likes; keep-alive notices when it is gone.
         stream.set_read_timeout(None)?;
-        let Request::Get(key) = read_request(stream)? else { return Err(nonsense()) };
+        let key = match read_request(stream)? {
+            Request::Get(key) => key,
+            Request::Tunnel => {
+                stream.set_write_timeout(None)?;
+                shared.source.tunnel(stream.try_clone()?);
+                return Ok(());
+            }
+            Request::Received(_) => return Err(nonsense()),
+        };
         match shared.source.open(key) {
             Opened::Missing => send_all(stream, &wire::response(None), SendFlags::empty())?,
             Opened::Bytes(bytes) => {

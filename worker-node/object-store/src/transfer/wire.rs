@@ -1,7 +1,7 @@
 //! The bytes of the data port's protocol.
 
 /// Version of the protocol; both sides must have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest token in bytes.
 pub const MAX_TOKEN: usize = 512;
 
@@ -78,6 +78,8 @@ pub(super) fn read_verdict(bytes: [u8; VERDICT]) -> Option<Result<(), Refusal>> 
 pub(super) enum Request {
     Get([u8; 16]),
     Received([u8; 16]),
+    /// The connection is for something else from here on.
+    Tunnel,
 }
 
 impl Request {
@@ -85,6 +87,7 @@ impl Request {
         let (op, key) = match self {
             Request::Get(key) => (1, key),
             Request::Received(key) => (2, key),
+            Request::Tunnel => (3, [0; 16]),
         };
         let mut bytes = [op; REQUEST];
         bytes[1..].copy_from_slice(&key);
@@ -97,6 +100,7 @@ impl Request {
         match bytes[0] {
             1 => Some(Request::Get(key)),
             2 => Some(Request::Received(key)),
+            3 => Some(Request::Tunnel),
             _ => None,
         }
     }
@@ -147,7 +151,7 @@ mod tests {
             assert_eq!(read_verdict(verdict(refusal)), Some(expect));
         }
         assert_eq!(read_verdict([0; 8]), None);
-        for request in [Request::Get([7; 16]), Request::Received([9; 16])] {
+        for request in [Request::Get([7; 16]), Request::Received([9; 16]), Request::Tunnel] {
             assert_eq!(Request::decode(request.encode()), Some(request));
         }
         assert_eq!(Request::decode([0; REQUEST]), None);
