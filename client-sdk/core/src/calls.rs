@@ -332,7 +332,8 @@ impl ClientCore {
         }
         // ORDER-1: these make room for later calls, which must not overtake those that are tried again.
         for spec in failed {
-            let message = format!("task {} ({}) failed: {why}", spec.template.name, spec.id);
+            let unknown = if lost { "; it may have run: max_task_retries=1 tries it again" } else { "" };
+            let message = format!("task {} ({}) failed: {why}{unknown}", spec.template.name, spec.id);
             let failure = Failure {
                 kind: FailureKind::ActorDied,
                 message: message.into(),
