@@ -316,20 +316,20 @@ impl ClientCore {
         self.direct_out.retain(|batch| batch.actor != actor);
         let Some(route) = self.routes.get_mut(&actor) else { return };
         route.way = Way::Unknown { ask_after: 1 };
-        let unanswered = std::mem::take(&mut route.direct);
         let uncertain = if route.in_order && !lost { MAY_HAVE_RUN } else { usize::MAX };
-        let mut failed = Vec::new();
-        for (nth, spec) in unanswered.into_values().enumerate() {
+        let mut again = Vec::new();
+        // Those that fail stay listed until they have: what names their results is told of them.
+        for (nth, (seq, spec)) in std::mem::take(&mut route.direct).into_iter().enumerate() {
             let may_have_run = nth < uncertain;
             if may_have_run && spec.template.max_retries == 0 {
-                failed.push(spec);
-                continue;
+                route.direct.insert(seq, spec);
+            } else {
+                again.push((spec, may_have_run));
             }
-            if let Some(route) = self.routes.get_mut(&actor) {
-                route.by_head += 1;
-            }
-            self.hand_to_head(spec, Some(may_have_run));
         }
+        let failed: Vec<TaskSpec> = route.direct.values().cloned().collect();
+        route.by_head += again.len();
+        again.into_iter().for_each(|(spec, may_have_run)| self.hand_to_head(spec, Some(may_have_run)));
         // ORDER-1: these make room for later calls, which must not overtake those that are tried again.
         for spec in failed {
             let unknown = if lost { "; it may have run: max_task_retries=1 tries it again" } else { "" };

@@ -59,7 +59,8 @@ impl World {
         }
         let borrowed = if plain { Refs::new() } else { self.some_refs(client, 1) };
         // Some at once, so that they overtake each other if they can.
-        let count = if plain && self.plan.direct { self.random.between(1, 8) } else { 1 };
+        let most = if self.plan.busy_actors { 40 } else { 8 };
+        let count = if plain && self.plan.direct { self.random.between(1, most) } else { 1 };
         let Some(process) = self.processes.get_mut(&client) else { return false };
         for _ in 0..count {
             let payload = Payload::Inline(encode(ObjectId::default(), &borrowed));

@@ -23,6 +23,8 @@ pub struct Plan {
     pub streams: bool,
     /// Whether calls may go straight to actors of the same machine.
     pub direct: bool,
+    /// Whether programs do little else than call actors.
+    pub busy_actors: bool,
     /// Links between nodes that break on the way, for calls to actors, while both nodes live.
     pub cuts: u32,
     /// Whether programs cancel calls and tasks, their own and others'.
@@ -48,6 +50,7 @@ impl Plan {
             actors: seed.is_multiple_of(3),
             streams: seed % 8 < 6,
             direct: !seed.is_multiple_of(2),
+            busy_actors: seed % 6 == 3,
             cuts: if seed % 7 >= 5 { 3 } else { 0 },
             cancels: seed % 11 >= 7,
             groups: seed % 5 < 3,
@@ -73,6 +76,7 @@ impl Plan {
             actors: true,
             streams: true,
             direct: true,
+            busy_actors: false,
             cuts: 50,
             cancels: true,
             groups: true,

@@ -1032,7 +1032,8 @@ impl World {
         }
         let is_driver = self.processes.get(&client).is_some_and(|process| process.executor.is_none());
         if self.plan.actors && is_driver {
-            match self.random.between(0, 11) {
+            let dice = if self.plan.busy_actors { 6 } else { 11 };
+            match self.random.between(0, dice) {
                 0 => {
                     let function = self.templates[&client][0].function;
                     return self.make_actor(client, function);

@@ -135,6 +135,76 @@ fn a_result_that_is_named_is_announced() {
 }
 
 #[test]
+fn calls_that_are_tried_again_go_before_those_that_waited_behind_them() {
+    let (mut core, actor) = with_open_actor();
+    let fails = call(&mut core, actor, &[]);
+    let again = call_with(&mut core, actor, &[], 1);
+    let fails_too = call(&mut core, actor, &[]);
+    // It waits here, and names a result that will never be.
+    let held = call(&mut core, actor, &[fails_too]);
+    straight(&mut core);
+    core.on_message(NodeToClient::CallsEnded { actor, why: "actor A died".into(), lost: true });
+    let told = core.take_batch();
+    let place = |wanted: &dyn Fn(&ClientToNode) -> bool| told.iter().position(wanted).expect("told");
+    let tried_again = place(
+        &|message| matches!(message, ClientToNode::SubmitAgain { spec, .. } if spec.id.result(0) == again),
+    );
+    let failed =
+        place(&|message| matches!(message, ClientToNode::PutFailed { object, .. } if *object == fails_too));
+    let went = place(&|message| matches!(message, ClientToNode::Submit(spec) if spec.id.result(0) == held));
+    assert!(tried_again < went && failed < went, "ORDER-1, and what it names is known: {told:?}");
+    // The head may know a value of it, of which this client is a holder: it hears that it is none any more.
+    assert!(
+        told.iter()
+            .any(|message| matches!(message, ClientToNode::PutFailed { object, .. } if *object == fails))
+    );
+    core.drop_handle(fails);
+    assert_eq!(batch(&mut core), [format!("drop {}", name(fails))]);
+}
+
+#[test]
+fn calls_between_nodes_go_in_the_clients_own_stream_within_a_window() {
+    let (mut core, actor) = with_actor();
+    let first = call(&mut core, actor, &[]);
+    core.take_batch();
+    tell(&mut core, first, "1");
+    assert_eq!(core.take_batch(), [ClientToNode::OpenCalls(actor)]);
+    core.on_message(NodeToClient::FarCalls { actor, in_order: true, window: 2 });
+    let said = core.outbox().said();
+    let calls: Vec<ObjectId> = (0..3).map(|_| call(&mut core, actor, &[])).collect();
+    let sent = |core: &mut ClientCore| -> Vec<ObjectId> {
+        let far = |message| match message {
+            ClientToNode::CallFar(spec) => spec.id.result(0),
+            other => panic!("{other:?}"),
+        };
+        core.take_batch().into_iter().map(far).collect()
+    };
+    assert_eq!(sent(&mut core), calls[..2]);
+    assert_eq!(core.outbox().said(), said, "an actor that calls another answers without a detour");
+    assert_eq!(straight(&mut core), []);
+    let answer = |result: ObjectId| match ended(result, "x") {
+        NodeToClient::Finished { task, outcome } => NodeToClient::FarAnswer { task, outcome },
+        other => other,
+    };
+    core.on_message(answer(calls[0]));
+    assert_eq!(core.read(calls[0]), Some(Reading::Inline(Bytes::from_static(b"x"))));
+    assert_eq!(sent(&mut core), calls[2..]);
+    // Nobody else has heard of it.
+    core.drop_handle(calls[0]);
+    assert_eq!(batch(&mut core), [""; 0]);
+    // What the head knows comes as if it had gone that way.
+    tell(&mut core, calls[1], "y");
+    core.drop_handle(calls[1]);
+    assert_eq!(batch(&mut core), [format!("drop {}", name(calls[1]))]);
+    // Somebody else wants the last to end.
+    let (task, _) = calls[2].task().expect("a result");
+    core.on_message(NodeToClient::CancelOwn { task, reason: "b".to_owned(), recursive: false });
+    assert!(
+        matches!(&core.take_batch()[..], [ClientToNode::CancelCall { task: asked, .. }] if *asked == task)
+    );
+}
+
+#[test]
 fn what_a_dead_actor_did_not_answer_fails_or_goes_by_the_head() {
     let (mut core, actor) = with_open_actor();
     let lost: Vec<ObjectId> = (0..40).map(|_| call(&mut core, actor, &[])).collect();
