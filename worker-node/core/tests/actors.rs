@@ -1,5 +1,8 @@
 //! Actors on one node: what it does about each event, told as short stories.
 
+#[path = "actors/far.rs"]
+mod far;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,9 +1,9 @@
 //! Calls that clients send straight to actors, as far as the head hears of them.
 
-use cluster_types::client_node::CallReport;
+use cluster_types::client_node::{CallReport, Cancellation, FinishedOutcome};
 use cluster_types::node_head::Retry;
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{ActorTraits, FailureKind, NodeToHead, Span, TaskSpec};
+use cluster_types::{ActorTraits, FailureKind, HeadToNode, NodeToHead, ResultValue, Span, TaskSpec};
 
 use super::actors::{call_spec, dies, living};
 use super::scene::*;
@@ -126,4 +126,84 @@ fn a_call_out_to_a_dead_incarnation_goes_before_later_ones() {
     scene.pass(Span::millis(200));
     let tasks: Vec<_> = scene.assigned().iter().map(|call| call.task).collect();
     assert_eq!(tasks, [first.id, second.id]);
+}
+
+// ---- between nodes
+
+#[test]
+fn a_node_is_told_where_an_actor_lives_and_when_that_node_is_lost() {
+    let mut scene = Scene::cluster(&[2, 2]);
+    let actor = living(&mut scene, ActorTraits { max_restarts: 1, ..ActorTraits::default() });
+    let home = if actor.node == node(1) { 1 } else { 2 };
+    let asking = 3 - home;
+    let handle = actor.task.result(0);
+    scene.tell(asking, NodeToHead::FindActor(handle));
+    let told = scene.heard(asking);
+    let [HeadToNode::ActorAt { place: Some(place), .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((place.node, place.attempt), (node(home), actor.attempt));
+    assert!(place.in_order && place.concurrency == 1);
+    dies(&mut scene, &actor, Retry::Infrastructure);
+    scene.said.clear();
+    scene.tell(asking, NodeToHead::FindActor(handle));
+    assert_eq!(scene.heard(asking), [HeadToNode::ActorAt { actor: handle, place: None }]);
+    // Its node is still one that may have said something.
+    scene.said.clear();
+    scene.disconnect(home);
+    let lost = scene.heard(asking).into_iter().find_map(|message| match message {
+        HeadToNode::PeerLost { node, why } => Some((node, why)),
+        _ => None,
+    });
+    let (lost, why) = lost.expect("rule A5");
+    assert_eq!(lost, node(home));
+    assert!(why.contains("is lost"), "{why}");
+}
+
+#[test]
+fn what_was_said_before_is_taken_in_when_it_is_confirmed() {
+    let mut scene = Scene::cluster(&[2, 2]);
+    let actor = living(&mut scene, ActorTraits::default());
+    let spec = call_spec(&mut scene, actor.task, 0, &[]);
+    // The actor's node announces what the call came to, though its caller is on node 1.
+    let object = spec.id.result(0);
+    let (size, contains) = (1 << 20, Default::default());
+    scene.tell(2, NodeToHead::Escaped { object, size, inline: None, contains });
+    scene.tell(2, NodeToHead::Confirm(7));
+    assert_eq!(scene.heard(2), [HeadToNode::Confirmed(7)]);
+    assert_eq!(scene.freed(2), [], "rule R2: the caller holds it");
+    // It was told meanwhile that the call is lost, and hands it over.
+    scene.said.clear();
+    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: true });
+    let known = FinishedOutcome::Ok(vec![ResultValue::Stored { size }]);
+    assert_eq!(scene.finished(1, spec.id), Some(known));
+    assert!(scene.assigned().is_empty());
+    scene.drop_hold(1, DRIVER, object);
+    assert_eq!(scene.freed(2), [object]);
+}
+
+#[test]
+fn a_value_of_a_call_that_failed_for_its_caller_is_freed() {
+    let mut scene = Scene::cluster(&[2, 2]);
+    let actor = living(&mut scene, ActorTraits::default());
+    let object = call_spec(&mut scene, actor.task, 0, &[]).id.result(0);
+    let cluster_types::Outcome::Failed(failure) = failed(FailureKind::ActorDied) else { unreachable!() };
+    scene.tell(1, NodeToHead::PutFailed { object, failure });
+    scene.tell(2, NodeToHead::Escaped { object, size: 1 << 20, inline: None, contains: Default::default() });
+    assert_eq!(scene.freed(2), [object]);
+}
+
+#[test]
+fn whoever_cancels_an_expected_call_its_caller_decides() {
+    let mut scene = Scene::cluster(&[2, 2]);
+    let (_, spec) = expected(&mut scene, ActorTraits::default());
+    let other = scene.executor(2, 9);
+    let result = spec.id.result(0);
+    let what = Cancellation { object: result, force: true, recursive: true, reason: "by a task".to_owned() };
+    scene.said.clear();
+    scene.tell(2, NodeToHead::Cancel { client: other, what });
+    let (task, reason) = (spec.id, "by a task".to_owned());
+    assert_eq!(scene.heard(1), [HeadToNode::CancelOwn { task, reason, recursive: true }]);
+    // It was just handing it over.
+    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: false });
+    assert_eq!(scene.failed_with(1, spec.id).kind, FailureKind::Cancelled);
+    assert!(scene.assigned().is_empty());
 }
