@@ -334,6 +334,7 @@ impl Daemon {
                 self.start_executor(executor, job, &info, &env_vars, &gpus);
             }
             Effect::EndExecutor { executor, force } => self.supervisor.end(executor, force),
+            Effect::DeleteState { object } => self.supervisor.delete_state(&object.to_string()),
             Effect::Interrupt { executor, tag } => {
                 self.executors.request_cancel(executor, tag);
                 self.supervisor.interrupt(executor);

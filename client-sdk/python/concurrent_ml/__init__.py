@@ -11,7 +11,18 @@
 """
 
 from . import _joblib_name, _native, exceptions
-from ._actor import Actor, ActorClass, ActorHandle, ActorMethod, cancel, exit_actor, get_actor, kill, method
+from ._actor import (
+    Actor,
+    ActorClass,
+    ActorHandle,
+    ActorMethod,
+    cancel,
+    checkpoint,
+    exit_actor,
+    get_actor,
+    kill,
+    method,
+)
 from ._api import (
     available_resources,
     cluster_resources,
@@ -73,6 +84,7 @@ __all__ = [
     "as_completed",
     "available_resources",
     "cancel",
+    "checkpoint",
     "cluster_resources",
     "exceptions",
     "exit_actor",

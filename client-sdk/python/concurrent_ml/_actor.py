@@ -30,8 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 ASYNC_CONCURRENCY = 1000
 """Calls of an actor with coroutines that run at once, unless told."""
 
-_SPECIAL = {"__ray_ready__": (), "__ray_call__": None, "__ray_terminate__": ()}
-"""Methods that every actor has: answers once it is made; calls a function with the instance; ends it."""
+_SPECIAL = {"__ray_ready__": (), "__ray_call__": None, "__ray_terminate__": (), "__checkpoint__": ()}
+"""Methods that actors have of themselves: answers once it is made; calls a function with the instance; ends it; keeps
+its state, if its class says what that is."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Description:
     groups: tuple[str, ...] = ()
     max_task_retries: int = 0
     concurrent: bool = False
+    keeps_state: bool = False
+    checkpoint_interval: float | None = None
 
     @functools.cached_property
     def pickled(self) -> bytes:
@@ -67,7 +70,7 @@ class Description:
             for name, m in self.methods.items()
         }
         parts = (self.class_name, self.module, methods, self.is_async, self.groups, self.max_task_retries)
-        return pickle.dumps((*parts, self.concurrent), 5)
+        return pickle.dumps((*parts, self.concurrent, self.keeps_state, self.checkpoint_interval), 5)
 
 
 @functools.lru_cache(1024)
@@ -286,7 +289,8 @@ class ActorHandle(Generic[T]):
 
         def __getattr__(self, name: str) -> ActorMethod[..., Any]:
             about = self.__dict__.get("_description")
-            if about is None or not (name in about.methods or name in _SPECIAL):
+            is_there = about is not None and (name in about.methods or name in _SPECIAL)
+            if about is None or not is_there or (name == "__checkpoint__" and not about.keeps_state):
                 raise AttributeError(_no_method(about, name)) from None
             # Methods hold the ref and not this handle: no cycle may keep an actor alive.
             made = ActorMethod(self._ref, about, name, self._generation)
@@ -463,8 +467,10 @@ class ActorClass(Generic[P, T]):
         name = cls.__qualname__.rpartition("<locals>.")[2]
         groups = tuple(options.concurrency_groups)
         concurrent = is_async or bool(groups) or (options.max_concurrency or 1) > 1
+        retries, interval = options.max_task_retries, options.checkpoint_interval
+        keeps_state = _keeps_state(cls, interval)
         return Description(
-            name, cls.__module__, methods, is_async, groups, options.max_task_retries, concurrent
+            name, cls.__module__, methods, is_async, groups, retries, concurrent, keeps_state, interval
         )
 
     def _prepare(self, client: _native.Client, about: Description, namespace: str) -> _native.Function:
@@ -519,6 +525,20 @@ class TypedActorClass(ActorClass[P, A], Generic[P, A]):
         def options(self, **options: Unpack[AllActorOptions]) -> TypedActorClass[P, A]:
             """The same class with other options."""
             ...
+
+
+def _keeps_state(cls: type[Any], interval: float | None) -> bool:
+    """Whether the class says what its actors keep over restarts."""
+    has = [callable(getattr(cls, name, None)) for name in ("__checkpoint__", "__restore__")]
+    if has[0] != has[1]:
+        there, missing = ("__checkpoint__", "__restore__") if has[0] else ("__restore__", "__checkpoint__")
+        raise TypeError(f"the actor class {cls.__name__} defines {there} and no {missing}: it needs both")
+    if interval is not None and not has[0]:
+        raise TypeError(
+            f"checkpoint_interval={interval:g}: the actor class {cls.__name__} defines no __checkpoint__(self) that "
+            "returns its state, and no __restore__(self, state)"
+        )
+    return has[0]
 
 
 def _functions(cls: type[Any]) -> list[tuple[str, Callable[..., Any]]]:
@@ -580,6 +600,41 @@ def exit_actor() -> NoReturn:
     raise _ActorExit
 
 
+def checkpoint() -> Any:
+    """Keeps the state of the actor in whose method this is called: what its `__checkpoint__` returns now.
+
+    Returns when the state is kept: in the object store, of a second node too where there is one, and on disk. In an
+    actor with coroutines it returns at once, an awaitable that says so: `await checkpoint()`.
+
+    >>> import concurrent_ml as cml
+    >>> @cml.remote(max_restarts=-1)
+    ... class Counter:
+    ...     def __init__(self):
+    ...         self.count = 0
+    ...     def add(self):
+    ...         self.count += 1
+    ...         cml.checkpoint()
+    ...         return self.count
+    ...     def __checkpoint__(self):
+    ...         return self.count
+    ...     def __restore__(self, count):
+    ...         self.count = count
+
+    An actor that dies and is made anew (`max_restarts`) gets `__init__` with its first arguments, then `__restore__`
+    with the state kept last. What calls changed after that is lost. From outside, `handle.__checkpoint__.remote()` does
+    the same as a call in its order; `checkpoint_interval="30s"` among the class's options does it by itself.
+    """
+    actor = _state.actor
+    if actor is None or _state.current_task() is None:
+        raise TypeError("checkpoint() is called in a method of an actor, and this is none")
+    if actor.states is None:
+        raise TypeError(
+            "checkpoint() was called in an actor whose class does not define __checkpoint__(self) and "
+            "__restore__(self, state)"
+        )
+    return actor.states.checkpoint()
+
+
 def cancel(
     ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
 ) -> None:
@@ -608,6 +663,7 @@ __all__ = [
     "ActorHandle",
     "ActorMethod",
     "cancel",
+    "checkpoint",
     "exit_actor",
     "get_actor",
     "kill",

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from . import _native, _state, _streams
+from . import _checkpoints, _native, _state, _streams
 from .exceptions import _ActorExit, _Cancelled
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ GRACE = 60.0
 class Calls(Protocol):
     """How calls run at once."""
 
-    def make(self, cls: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The instance."""
+    def make(
+        self,
+        cls: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        restored: Callable[[Any], Any] | None,
+    ) -> Any:
+        """The instance, with its state from before."""
         ...
 
     def start(self, task: _native.Task) -> None:
@@ -69,19 +75,27 @@ class Actor:
             self.calls = Threads(self, reports, {"": limit, **groups})
         if self.calls is not None:
             _native.run_several(_state.running.get)
+        self.states = _checkpoints.States.of(self)
 
     def make(self, cls: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Runs `__init__`."""
+        """Runs `__init__`, and `__restore__` where there is a state from before."""
+        restored = self.states.restored if self.states is not None else None
         if self.calls is None:
             self.instance = cls(*args, **kwargs)
+            if restored is not None:
+                restored(self.instance)
         else:
-            self.instance = self.calls.make(cls, args, kwargs)
+            self.instance = self.calls.make(cls, args, kwargs, restored)
 
     def method(self, name: str) -> Callable[..., Any]:
         """What a call calls."""
         special = _SPECIAL.get(name)
         if special is not None:
             return special(self.instance)
+        if self.states is not None:
+            if name == "__checkpoint__":
+                return self.states.save
+            self.states.calls += 1
         found = getattr(self.instance, name)
         if not callable(found):  # an attribute of the instance hides the method that handles know
             kind = type(self.instance)
@@ -137,8 +151,17 @@ class Threads:
         # By tag: a call, and the thread that runs its code at this moment.
         self.running: dict[int, tuple[_native.Task, int | None]] = {}
 
-    def make(self, cls: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return cls(*args, **kwargs)
+    def make(
+        self,
+        cls: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        restored: Callable[[Any], Any] | None,
+    ) -> Any:
+        instance = cls(*args, **kwargs)
+        if restored is not None:
+            restored(instance)
+        return instance
 
     def start(self, task: _native.Task) -> None:
         with self.lock:
@@ -240,9 +263,20 @@ class EventLoop:
         # That of `__init__` and of calls in no group is there from the beginning, the others when they are needed.
         self.loops = {"": _GroupLoop(self, "")}
 
-    def make(self, cls: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make(
+        self,
+        cls: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        restored: Callable[[Any], Any] | None,
+    ) -> Any:
         async def made() -> Any:
-            return cls(*args, **kwargs)
+            instance = cls(*args, **kwargs)
+            if restored is not None:
+                done = restored(instance)
+                if inspect.isawaitable(done):
+                    await done
+            return instance
 
         return asyncio.run_coroutine_threadsafe(made(), self.loops[""].loop).result()
 

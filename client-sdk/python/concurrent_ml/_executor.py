@@ -29,6 +29,7 @@ FUNCTIONS_KEPT = 256
 def main(socket_path: str, executor: int, page_fd: int, token: str) -> None:
     """Runs tasks until the daemon says that there will be no more, or goes away."""
     client = _native.Client.executor(token, socket_path, executor, page_fd)
+    _state.directory = os.path.dirname(socket_path)
     _state.become_executor(client)
     if os.environ.pop("CLUSTER_COMPAT", None) == "ray":
         # Before anything of the program's is unpickled: it may say `import ray`.
@@ -210,6 +211,8 @@ class _Loop:
         task.enter()
         try:
             actor.make(cls, args, kwargs)
+            if actor.states is not None:
+                actor.states.begin()
         except BaseException:
             _state.actor = None
             raise

@@ -75,6 +75,7 @@ class AllActorOptions(TypedDict, total=False):
     runtime_env: Mapping[str, Any] | None
     scheduling_strategy: SchedulingStrategy | None
     variants: Sequence[Variant] | None
+    checkpoint_interval: str | float | None
 
 
 class OtherMethodOptions(TypedDict, total=False):
@@ -165,6 +166,7 @@ class ActorOptions:
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     scheduling_strategy: Any = None
     variants: tuple[Mapping[str, Any], ...] = ()
+    checkpoint_interval: float | None = None
 
     def asks(self) -> dict[str, float]:
         """What it asks for, by resource name."""
@@ -492,6 +494,7 @@ _ACTOR_CHECKS = {
     "concurrency_groups": _groups,
     "runtime_env": runtime_env,
     "scheduling_strategy": _strategy,
+    "checkpoint_interval": duration,
 }
 
 _ACTOR_CHECKS["variants"] = _variants

@@ -300,7 +300,7 @@ def remote(*args: Any, **options: Any) -> Any:
     A class becomes a class of actors: see `ActorClass`. Its options: those of resources, `runtime_env` and
     `scheduling_strategy` as above (but `num_cpus` is 0 unless said), `name`, `namespace`, `get_if_exists`,
     `lifetime` ("detached": until it is killed), `max_restarts` (0), `max_task_retries` (0), `max_concurrency` (1, or
-    1000 where methods are coroutines), `concurrency_groups` (`{"io": 4}`).
+    1000 where methods are coroutines), `concurrency_groups` (`{"io": 4}`), `checkpoint_interval` (see `checkpoint`).
     """
     if args and (len(args) > 1 or options):
         raise TypeError("remote() takes either a function or options: @remote, or @remote(num_cpus=2)")

@@ -41,6 +41,9 @@ running: contextvars.ContextVar[_native.Task | None] = contextvars.ContextVar("r
 actor: Actor | None = None
 """The actor that this process is."""
 
+directory = ""
+"""That of this executor's daemon."""
+
 loop_threads: set[int] = set()
 """The threads of an actor's event loops, if this process has any."""
 

@@ -1,10 +1,15 @@
 //! `Task`: one execution, as the executor's loop sees it.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use client_runtime::{ClientError, Got, HandleSource, Task as Claimed, Work};
+use client_runtime::{ClientError, Got, HandleSource, Task as Claimed, ValueBytes, Work};
 use cluster_types::client_node::{Cancellation, ExecutorFailure};
+use cluster_types::query::{Query, QueryReply};
 use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, StreamLimits, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -59,6 +64,23 @@ fn split_timeout(bytes: &[u8]) -> (Option<f64>, &[u8]) {
         },
         _ => (None, bytes),
     }
+}
+
+/// A file that has all of these bytes, or is not there, whenever the machine stops.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+    let written = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)?;
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    written
 }
 
 /// A task to execute.
@@ -173,6 +195,47 @@ impl Task {
         let handle = self.claimed.spec.id.result(0);
         self.client.add_handle(handle, HandleSource::Elsewhere);
         Ok(ObjectRef::new(&self.client, handle))
+    }
+
+    /// Of an actor's making: this object is its state from now on. Returns when it is kept.
+    fn keep_state(&self, py: Python<'_>, state: &ObjectRef) -> PyResult<()> {
+        self.traits()?;
+        let attempt = self.claimed.attempt;
+        let query = Query::KeepState {
+            actor: self.claimed.spec.id.result(0).to_string(),
+            attempt: (attempt.term, attempt.n),
+            object: state.id.to_string(),
+        };
+        interruptible(py, |interrupt| self.client.query(query.clone(), None, interrupt)).map(drop)
+    }
+
+    /// Writes the value of an object that this process put into a file: whole or not at all, and on disk when it returns.
+    fn write_state(&self, py: Python<'_>, state: &ObjectRef, path: PathBuf) -> PyResult<()> {
+        let Some(Got::Value(bytes)) = self.client.try_get(state.id) else {
+            return Err(PyRuntimeError::new_err(format!("the value of {} is not here", state.id)));
+        };
+        Ok(py.detach(|| write_whole(&path, &bytes))?)
+    }
+
+    /// The value that `write_state` wrote.
+    fn read_state<'py>(&self, py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyAny>> {
+        let bytes = py.detach(|| std::fs::read(&path))?;
+        let bytes = ValueBytes::from(bytes::Bytes::from(bytes));
+        from_bytes(py, &self.client, &bytes, HandleSource::Elsewhere)
+    }
+
+    /// Of an actor's making: what was kept of its state, the newest first.
+    fn kept_states(&self, py: Python<'_>) -> PyResult<Vec<ObjectRef>> {
+        self.traits()?;
+        let query = Query::KeptStates { actor: self.claimed.spec.id.result(0).to_string() };
+        let reply = interruptible(py, |interrupt| self.client.query(query.clone(), None, interrupt))?;
+        let QueryReply::States(states) = reply else { return Ok(Vec::new()) };
+        let state = |id: String| {
+            let id: ObjectId = id.parse().map_err(|error| PyValueError::new_err(format!("{error}")))?;
+            self.client.add_handle(id, HandleSource::Elsewhere);
+            Ok(ObjectRef::new(&self.client, id))
+        };
+        states.into_iter().map(state).collect()
     }
 
     #[getter]

@@ -597,6 +597,11 @@ impl Client {
             let number = inner.next_query;
             inner.next_query += 1;
             inner.replies.insert(number, None);
+            if let Query::KeepState { object, .. } = &query
+                && let Ok(object) = object.parse()
+            {
+                inner.core.share(&[object]);
+            }
             inner.core.push(ClientToNode::Query { number, query });
             number
         };

@@ -16,6 +16,7 @@ use cluster_types::{
 use smallvec::SmallVec;
 
 use crate::calls::Calls;
+use crate::checkpoints::Kept;
 use crate::head::{Head, failure};
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, TaskIx};
@@ -35,6 +36,8 @@ pub(crate) struct Actor {
     /// Why it is dead.
     pub death: Option<Failure>,
     pub calls: Calls,
+    /// What it keeps over its restarts.
+    pub kept: Kept,
     /// Where it lives, for people.
     pub node: Option<Arc<str>>,
 }
@@ -110,6 +113,7 @@ impl Head {
             ending: None,
             death: None,
             calls: Calls::new(traits.in_order()),
+            kept: Kept::default(),
             node: None,
         };
         self.actors.known.insert(handle, actor);
@@ -269,6 +273,7 @@ impl Head {
         let waiting = actor.calls.take_all();
         let detached = actor.traits().detached;
         self.actors.free_name(handle);
+        self.forget_states(handle);
         for call in waiting {
             if let Some(task) = self.tasks.get(call) {
                 self.failing.push((call, task.stamp, failure.clone()));

@@ -172,6 +172,9 @@ impl Head {
             if actor.traits().detached && actor.death.is_none() {
                 *by_containers.entry(*handle).or_default() += 1;
             }
+            for state in actor.kept.states() {
+                *by_containers.entry(state).or_default() += 1;
+            }
         }
         for (_, object) in self.objects.iter() {
             let id = object.id;

@@ -183,7 +183,7 @@ impl Head {
         }
     }
 
-    fn roomiest_beside(&self, ix: NodeIx) -> Option<NodeIx> {
+    pub(crate) fn roomiest_beside(&self, ix: NodeIx) -> Option<NodeIx> {
         let stays = self.nodes.iter().filter(|(other, node)| *other != ix && node.draining.is_none());
         let room = |node: &crate::nodes::Node| i128::from(node.store.capacity) - i128::from(node.store.live);
         stays.max_by_key(|(other, node)| (room(node), std::cmp::Reverse(*other))).map(|(other, _)| other)

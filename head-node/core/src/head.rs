@@ -5,12 +5,14 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use cluster_types::client_node::LogLine;
+use cluster_types::query::Query;
 use cluster_types::{
     Attempt, ClientId, Failure, FailureKind, HeadToNode, JobId, JobInfo, Map, NodeToHead, ObjectId, Set,
     Span, TaskId, Time,
 };
 
 use crate::actors::Actors;
+use crate::checkpoints::KeptStates;
 use crate::event::{Effect, Event, HeadConfig};
 use crate::groups::Groups;
 use crate::nodes::Nodes;
@@ -59,6 +61,8 @@ pub struct Head {
     pub(crate) groups: Groups,
     /// Tasks that pause before their next try, by the end of that.
     pub(crate) delayed: BinaryHeap<Reverse<(Time, TaskIx, u32)>>,
+    /// Which actors keep something over their restarts.
+    pub(crate) kept_states: KeptStates,
     /// Those whose calls go on at the next tick.
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
@@ -91,6 +95,7 @@ impl Head {
             actors: Actors::default(),
             groups: Groups::default(),
             delayed: BinaryHeap::new(),
+            kept_states: KeptStates::default(),
             paused_actors: Vec::new(),
             children: Map::default(),
             streams: Streams::default(),
@@ -197,6 +202,9 @@ impl Head {
                 self.drain(ix, Span::millis(deadline_ms), "its daemon was told to end");
             }
             NodeToHead::Log(lines) => self.forward_log(lines),
+            NodeToHead::Query { client, number, query: Query::KeepState { actor, attempt, object } } => {
+                self.keep_state(ix, (client, number), &actor, attempt, &object);
+            }
             NodeToHead::Query { client, number, query } => {
                 let reply = self.ask(&query);
                 self.send(ix, HeadToNode::Reply { client, number, reply });
@@ -226,6 +234,7 @@ impl Head {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
         self.look_at_draining();
+        self.look_at_states();
         self.queue_delayed();
         self.give_notices();
         self.resume_calls();

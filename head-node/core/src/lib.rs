@@ -18,6 +18,7 @@ mod audit;
 mod bundles;
 mod calls;
 mod cancel;
+mod checkpoints;
 mod clients;
 mod complete;
 mod direct;

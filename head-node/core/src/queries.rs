@@ -47,7 +47,8 @@ impl Head {
                 Ok(QueryReply::Group(found.map(|(_, group)| self.group_view(group))))
             }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
-            Query::Drain { .. } => Err("nothing is changed by looking".to_owned()),
+            Query::KeptStates { actor } => self.states_of(actor).map(QueryReply::States),
+            Query::Drain { .. } | Query::KeepState { .. } => Err("nothing is changed by looking".to_owned()),
         }
     }
 

@@ -231,6 +231,7 @@ impl Head {
         if !object.copies().any(|copy| copy == node) {
             object.more_mut().copies.push(node);
         }
+        self.state_copied(id);
     }
 
     pub(crate) fn copy_removed(&mut self, node: NodeIx, id: ObjectId) {

@@ -34,6 +34,7 @@ pub fn encode_reply(reply: &Result<QueryReply, String>) -> v1::QueryReply {
         Ok(QueryReply::NamedActor(view)) => Kind::NamedActor(json(view)),
         Ok(QueryReply::Groups(view)) => Kind::Groups(json(view)),
         Ok(QueryReply::Group(view)) => Kind::Group(json(view)),
+        Ok(QueryReply::States(view)) => Kind::States(json(view)),
         Err(reason) => Kind::Error(reason.clone()),
     };
     v1::QueryReply { kind: Some(kind) }
@@ -56,6 +57,7 @@ pub fn decode_reply(wire: v1::QueryReply) -> Result<Result<QueryReply, String>, 
         Kind::NamedActor(json) => from_slice(&json).map(QueryReply::NamedActor),
         Kind::Groups(json) => from_slice(&json).map(QueryReply::Groups),
         Kind::Group(json) => from_slice(&json).map(QueryReply::Group),
+        Kind::States(json) => from_slice(&json).map(QueryReply::States),
     };
     reply.map(Ok).map_err(|error| not_json("QueryReply", &error))
 }

@@ -284,6 +284,9 @@ fn query() -> impl Strategy<Value = Query> {
         any::<u32>().prop_map(|limit| Query::Objects { limit }),
         any::<u32>().prop_map(|limit| Query::Actors { limit }),
         (text(), text()).prop_map(|(namespace, name)| Query::NamedActor { namespace, name }),
+        (text(), (any::<u32>(), any::<u32>()), text())
+            .prop_map(|(actor, attempt, object)| Query::KeepState { actor, attempt, object }),
+        text().prop_map(|actor| Query::KeptStates { actor }),
         (text(), any::<u32>()).prop_map(|(node, ms)| Query::Drain { node, deadline_ms: ms.into() }),
         text().prop_map(|task| Query::Why { task })
     ]
@@ -300,6 +303,7 @@ fn reply() -> impl Strategy<Value = Result<QueryReply, String>> {
             (text(), vec(any::<u8>(), 0..20)).prop_map(|(actor, handle)| NamedActor { actor, handle })
         )
         .prop_map(|found| Ok(QueryReply::NamedActor(found))),
+        vec(text(), 0..3).prop_map(|states| Ok(QueryReply::States(states))),
         vec(text().prop_map(task), 0..2).prop_map(|tasks| Ok(QueryReply::Tasks(tasks)))
     ]
 }

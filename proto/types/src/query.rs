@@ -58,6 +58,22 @@ pub enum Query {
         /// From now.
         deadline_ms: u64,
     },
+    /// This object is the state of an actor, to be kept over its restarts. Asked by its executor; answered by
+    /// [`QueryReply::States`] with that one when it is where it is to be: on a second node too, if there is one that
+    /// takes it soon.
+    KeepState {
+        /// The actor's handle.
+        actor: String,
+        /// Which of the actor's lives, as term and number; what an earlier one says changes nothing (FENCE-1).
+        attempt: (u32, u32),
+        /// The object, put by the executor.
+        object: String,
+    },
+    /// What was kept of the actor's state, as [`QueryReply::States`].
+    KeptStates {
+        /// The actor's handle.
+        actor: String,
+    },
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.
@@ -87,6 +103,8 @@ pub enum QueryReply {
     Groups(Vec<GroupView>),
     /// See [`Query::Group`] and [`Query::NamedGroup`]; `None`: there is none.
     Group(Option<GroupView>),
+    /// Objects, the newest first: see [`Query::KeepState`] and [`Query::KeptStates`].
+    States(Vec<String>),
 }
 
 /// The fill of one node's store, in bytes.

@@ -664,6 +664,7 @@ impl World {
                 let location = host.store_own(object, size);
                 self.after(100, 3_000, Arrival::Done { node, event: Event::Restored { object, location } });
             }
+            Effect::DeleteState { .. } => {}
             Effect::DeleteSpilled { object } => {
                 host.spilled.remove(&object);
             }

@@ -1,6 +1,7 @@
 //! Clients of this node: they attach, say what they say, and end.
 
 use cluster_types::client_node::Welcome;
+use cluster_types::query::Query;
 use cluster_types::{
     Attempt, ClientId, ClientKind, ClientToNode, JobId, NodeToClient, NodeToHead, ObjectId, SegmentId, Set,
     TaskId,
@@ -225,6 +226,11 @@ impl Node {
             }
             ClientToNode::Log(line) => self.tell_head(NodeToHead::Log(vec![line]), effects),
             ClientToNode::Query { number, query } => {
+                if let Query::KeepState { object, .. } = &query
+                    && let Ok(object) = object.parse()
+                {
+                    self.states.insert(object);
+                }
                 self.tell_head(NodeToHead::Query { client, number, query }, effects)
             }
             ClientToNode::Cancel(what) => self.tell_head(NodeToHead::Cancel { client, what }, effects),

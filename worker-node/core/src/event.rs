@@ -342,6 +342,11 @@ pub enum Effect {
         /// Which.
         object: ObjectId,
     },
+    /// Delete the file of an actor's state that nobody keeps any more, if there is one: its executor wrote it.
+    DeleteState {
+        /// Which.
+        object: ObjectId,
+    },
     /// Send the bytes of a stored object to a client without shared memory, as `Ready { Inline }`.
     SendBytes {
         /// To whom.

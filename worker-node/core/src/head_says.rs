@@ -51,6 +51,9 @@ impl Node {
             HeadToNode::Located { object, located } => self.located(object, located, true, false, effects),
             HeadToNode::Free(objects) => {
                 for object in objects {
+                    if self.states.remove(&object) {
+                        effects.push(Effect::DeleteState { object });
+                    }
                     self.freed(object, effects);
                 }
             }

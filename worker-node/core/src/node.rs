@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cluster_types::{
-    Amount, ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Span,
-    TaskId, TaskSpec, Time,
+    Amount, ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Set,
+    Span, TaskId, TaskSpec, Time,
 };
 
 use crate::actors::Actors;
@@ -51,6 +51,8 @@ pub struct Node {
     /// Ready attempts sent ahead, by shape.
     pub(crate) ahead: Map<ShapeKey, Queue>,
     pub(crate) objects: Objects,
+    /// States of actors that executors of this node have kept, each with a file of the same name.
+    pub(crate) states: Set<ObjectId>,
     pub(crate) memory: Memories,
     /// What the whole machine has left of it.
     pub(crate) shortage: Shortage,
@@ -90,6 +92,7 @@ impl Node {
             attempts: Attempts::default(),
             ahead: Map::default(),
             objects: Objects::default(),
+            states: Set::default(),
             memory: Memories::default(),
             shortage: Shortage::default(),
             unfinished: BTreeMap::new(),

@@ -248,6 +248,19 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Deletes what an executor wrote down of its actor's state under this name, if it did.
+    pub fn delete_state(&self, name: &str) {
+        let socket = self.inner.borrow().config.socket.clone();
+        let Some(path) = socket.parent().map(|dir| dir.join("checkpoints").join(name)) else { return };
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "an actor's state that nobody needs stays on disk");
+            }
+        });
+    }
+
     /// Ends an executor: at once, or it was told to and has two seconds.
     pub fn end(&self, executor: u32, force: bool) {
         if force {

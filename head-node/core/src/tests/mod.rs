@@ -2,6 +2,7 @@
 
 mod actors;
 mod cancel;
+mod checkpoints;
 mod direct;
 mod drain;
 mod groups;

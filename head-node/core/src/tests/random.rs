@@ -408,6 +408,9 @@ impl World {
             return;
         }
         let (n, task, attempt, lives) = placed[usize::from(b) % placed.len()];
+        if lives && c.is_multiple_of(3) {
+            return self.keep_state(n, task, attempt, b, c);
+        }
         let ends = lives || c.is_multiple_of(5);
         let outcome = if ends {
             failed(FailureKind::ActorDied)
@@ -455,6 +458,21 @@ impl World {
             n,
             NodeToHead::Done { task, attempt, executor: None, outcome, retry, started: None, micros: 0 },
         );
+    }
+
+    /// Some value becomes the state of an actor.
+    fn keep_state(&mut self, n: u64, actor: TaskId, attempt: Attempt, b: u8, c: u8) {
+        let objects: Vec<ObjectId> = self.scene.head.objects.iter().map(|(_, object)| object.id).collect();
+        let state = objects.get(usize::from(c) % objects.len().max(1)).copied().unwrap_or(object(b, c));
+        let query = Query::KeepState {
+            actor: actor.result(0).to_string(),
+            attempt: (attempt.term, attempt.n),
+            object: state.to_string(),
+        };
+        self.tell(n, NodeToHead::Query { client: client(b), number: u64::from(c), query });
+        if b.is_multiple_of(2) {
+            self.tell(u64::from(b % 4), NodeToHead::CopyAdded(state));
+        }
     }
 
     fn some_attempt(&self, b: u8) -> Option<(u64, TaskId, Attempt)> {

@@ -120,6 +120,7 @@ impl World {
                     self.answers.push_back(Event::Spilled { objects: ids });
                 }
             }
+            Effect::DeleteState { .. } => {}
             Effect::DeleteSpilled { object } => {
                 self.spilled.remove(&object);
             }
