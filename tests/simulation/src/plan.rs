@@ -25,7 +25,8 @@ pub struct Plan {
     pub direct: bool,
     /// Whether programs do little else than call actors.
     pub busy_actors: bool,
-    /// Links between nodes that break on the way, for calls to actors, while both nodes live.
+    /// Links between nodes that break on the way, for calls to actors, while both nodes live; and daemons that stand still
+    /// for a while.
     pub cuts: u32,
     /// Whether programs cancel calls and tasks, their own and others'.
     pub cancels: bool,

@@ -124,6 +124,26 @@ pub(crate) enum Arrival {
         number: u64,
     },
     CutTunnel,
+    PauseNode,
+}
+
+impl Arrival {
+    /// Whose daemon takes it in.
+    fn daemon(&self) -> Option<NodeId> {
+        match self {
+            Arrival::NodeTick(node)
+            | Arrival::AtNode { node, .. }
+            | Arrival::FromClient { node, .. }
+            | Arrival::Done { node, .. }
+            | Arrival::Pulled { node, .. }
+            | Arrival::ExecutorBorn { node, .. }
+            | Arrival::ExecutorGone { node, .. }
+            | Arrival::ExecutorReaped { node, .. } => Some(*node),
+            Arrival::PeerMet { from, .. } => Some(*from),
+            Arrival::AtPeer { end, .. } | Arrival::PeerBroken { end, .. } => Some(end.0),
+            _ => None,
+        }
+    }
 }
 
 pub(crate) struct World {
@@ -151,6 +171,8 @@ pub(crate) struct World {
     pub(crate) told: BTreeSet<TaskId>,
     pub(crate) channels: Channels,
     pub(crate) tunnels: Tunnels,
+    /// Daemons that stand still, and until when.
+    paused: BTreeMap<NodeId, Time>,
     pub(crate) submitted: BTreeMap<TaskId, ClientId>,
     /// What each put and each stored result holds.
     sizes: BTreeMap<ObjectId, u64>,
@@ -196,6 +218,7 @@ impl World {
             ended_well: BTreeSet::new(),
             channels: Channels::default(),
             tunnels: Tunnels::default(),
+            paused: BTreeMap::new(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -226,6 +249,8 @@ impl World {
         for _ in 0..world.plan.cuts {
             let at = Time(world.random.between(10_000, 400_000));
             world.at(at, Arrival::CutTunnel);
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::PauseNode);
         }
         world
     }
@@ -383,7 +408,25 @@ impl World {
         Ok(self.report.clone())
     }
 
+    /// A daemon stands still for a while; its executors do not.
+    fn pause_node(&mut self) {
+        let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
+        let Some(&node) = self.random.pick(&nodes) else { return };
+        let until = self.now + Span(self.random.between(10_000, 500_000));
+        // One that stands still already is left as it is: what waits for it must not overtake what waits longer.
+        let known = self.paused.entry(node).or_default();
+        if *known < self.now {
+            *known = until;
+        }
+    }
+
     fn happen(&mut self, arrival: Arrival) -> Result<(), String> {
+        if let Some(until) = arrival.daemon().and_then(|node| self.paused.get(&node)).copied()
+            && until > self.now
+        {
+            self.at(until, arrival);
+            return Ok(());
+        }
         match arrival {
             Arrival::HeadTick => {
                 self.at(self.now + Span::millis(100), Arrival::HeadTick);
@@ -441,6 +484,10 @@ impl World {
             Arrival::PeerBroken { end, number } => self.peer_broken(end, number),
             Arrival::CutTunnel => {
                 self.cut_tunnel();
+                Ok(())
+            }
+            Arrival::PauseNode => {
+                self.pause_node();
                 Ok(())
             }
         }

@@ -71,6 +71,9 @@ impl Tunnel {
     }
 
     fn write(&mut self, frames: &mut BytesMut) {
+        if frames.is_empty() {
+            return;
+        }
         if let Some(link) = &self.link {
             link.write(frames, Vec::new());
             if link.backlog() > BACKLOG_MAX {
