@@ -1,4 +1,4 @@
-//! The first message of clients and of nodes.
+//! The first messages of clients and of nodes, to the head and to each other.
 #![no_main]
 
 use bytes::{Bytes, BytesMut};
@@ -16,4 +16,10 @@ fuzz_target!(|data: &[u8]| {
         Codec::encode_node_hello(&hello, &mut written);
         assert_eq!(Codec::decode_node_hello(written.freeze()).as_ref(), Ok(&hello));
     }
+    if let Ok(hello) = Codec::decode_tunnel_hello(Bytes::copy_from_slice(data)) {
+        let mut written = BytesMut::new();
+        Codec::encode_tunnel_hello(&hello, &mut written);
+        assert_eq!(Codec::decode_tunnel_hello(written.freeze()).as_ref(), Ok(&hello));
+    }
+    let _ = Codec::decode_tunnel_welcome(Bytes::copy_from_slice(data));
 });

@@ -1,4 +1,4 @@
-//! A node's state machine, told whatever a head and a client can say: it never panics, and its invariants hold.
+//! A node's state machine, told whatever a head, a client and another node can say: it never panics, and its invariants hold.
 #![no_main]
 
 use bytes::Bytes;
@@ -35,6 +35,10 @@ fuzz_target!(|data: &[u8]| {
                 node.step(now, Event::FromHead(message), &mut effects);
             }
         } else {
+            // Another node speaks the same way: what is no batch of a client's may be one of its.
+            for message in codecs.1.decode_to_peer_batch(batch.clone()).unwrap_or_default() {
+                node.step(now, Event::FromPeer { node: NodeId(2), message }, &mut effects);
+            }
             for message in codecs.1.decode_client_batch(batch).unwrap_or_default() {
                 node.step(now, Event::FromClient { client: DRIVER, message }, &mut effects);
             }
