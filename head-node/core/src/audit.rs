@@ -14,6 +14,7 @@ impl Head {
     /// A sentence about the first that does not hold.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.tasks.audit()?;
+        self.audit_lineage()?;
         self.objects.audit()?;
         self.audit_nodes()?;
         self.audit_shapes()?;
@@ -153,6 +154,9 @@ impl Head {
     fn audit_objects(&self) -> Result<(), String> {
         let mut by_tasks: Map<ObjectId, u32> = Map::default();
         let mut by_containers: Map<ObjectId, u32> = Map::default();
+        for held in self.lineage.held() {
+            *by_tasks.entry(held).or_default() += self.lineage.holds(held);
+        }
         for (_, task) in self.tasks.iter() {
             for held in task.spec.held() {
                 *by_tasks.entry(held).or_default() += 1;

@@ -11,6 +11,7 @@ use crate::head::Head;
 use crate::objects::ObjectValue;
 use crate::slab::TaskIx;
 use crate::tasks::TaskState;
+use crate::values::NotThere;
 
 /// Calls that a node has and has not answered, for each actor, beside those that can run at once.
 const WINDOW: usize = 256;
@@ -233,8 +234,13 @@ impl Head {
             let located = match self.located_for(&spec, node) {
                 Ok(located) => located,
                 // DEP-1: an argument was lost while the call waited.
-                Err(failure) => {
+                Err(NotThere::Gone(failure)) => {
                     self.finish(ix, Outcome::Failed(failure), None, None, 0);
+                    continue;
+                }
+                Err(NotThere::IsMadeAgain) => {
+                    let Some(stamp) = self.tasks.get(ix).map(|task| task.stamp) else { return };
+                    self.wait_for_arguments(ix, &spec, stamp);
                     continue;
                 }
             };

@@ -7,7 +7,8 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::task::{Backoff, Strategy};
 use cluster_types::{
-    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, Span, TaskId, TaskKind, TaskSpec,
+    Attempt, Failure, FailureKind, HeadToNode, Lease, Outcome, ResultValue, Span, TaskId, TaskKind,
+    TaskResult, TaskSpec,
 };
 
 use crate::head::{Head, failure};
@@ -359,7 +360,7 @@ impl Head {
         self.uncount(&task);
         let spec = task.spec;
         // Its submitter asked its actor itself, and knows.
-        let knows = matches!(task.state, TaskState::Direct);
+        let knows = matches!(task.state, TaskState::Direct) || task.made_again;
         let outcome = check_outcome(outcome, &spec, node_name.as_deref().unwrap_or("?"));
         let told = FinishedOutcome::from(&outcome);
         let error = match &outcome {
@@ -384,9 +385,25 @@ impl Head {
             );
         }
         let is_group = matches!(spec.template.kind, TaskKind::Group(_));
+        let outcome = match outcome {
+            // Also of one that ended well before and was submitted anew: its submitter had been out of touch.
+            Outcome::Failed(failure) => {
+                self.forget_lineage(spec.id);
+                Outcome::Failed(if task.made_again { not_made_again(&failure) } else { failure })
+            }
+            other => other,
+        };
+        let is_stored = |result: &TaskResult| matches!(result.value, ResultValue::Stored { .. });
+        let leaves_something = matches!(
+            &outcome,
+            Outcome::Ok(results) if task.made_again || results.iter().any(is_stored)
+        );
         match &outcome {
             Outcome::Ok(_) if is_group => self.set_group_value(ix, &spec),
             _ => self.set_results(ix, &spec, outcome, home),
+        }
+        if leaves_something {
+            self.keep_lineage(&spec, task.attempt, task.retries);
         }
         self.let_go(&spec);
         if let Some(cause) = death.as_ref().filter(|_| is_group) {
@@ -403,6 +420,9 @@ impl Head {
         if let Some(submitter) = self.clients.get(&spec.id.client).filter(|_| !knows) {
             let node = submitter.node;
             self.send(node, HeadToNode::Finished { task: spec.id, outcome: told });
+        }
+        if task.made_again {
+            return;
         }
         self.tasks.remember(Ended {
             id: spec.id,
@@ -453,8 +473,9 @@ impl Head {
                 for (index, result) in results.into_iter().enumerate() {
                     let id = spec.id.result(index as u32);
                     let Some(object) = self.pending_result(ix, spec.id, index as u32) else {
-                        // Nobody can reach it any more: it goes as it comes.
-                        self.to_free.entry(home).or_default().push(id);
+                        // Nobody can reach it any more, and it goes as it comes; or it was not lost when others of its
+                        // task were.
+                        self.spare_item(home, id);
                         continue;
                     };
                     let (size, inline) = match result.value {
@@ -510,4 +531,10 @@ fn pause(backoff: Backoff, id: TaskId, retry: u32) -> Span {
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let part = ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
     Span((grown.min(most) * part * 1000.0) as u64)
+}
+
+/// What is said of an object that its task failed to make a second time.
+fn not_made_again(cause: &Failure) -> Failure {
+    let message = format!("an object was lost with its node, and could not be made again: {}", cause.message);
+    failure(FailureKind::ObjectLost, message, cause.task)
 }

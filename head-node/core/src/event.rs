@@ -18,6 +18,8 @@ pub struct HeadConfig {
     pub finished_kept: usize,
     /// Bytes of small values cached here beside their home nodes (rule R4).
     pub inline_budget: u64,
+    /// Bytes of specs kept to make lost objects again.
+    pub lineage_budget: u64,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -30,6 +32,7 @@ impl Default for HeadConfig {
             closed: false,
             finished_kept: 10_000,
             inline_budget: 256 << 20,
+            lineage_budget: 256 << 20,
             prefetch_max: 256,
         }
     }

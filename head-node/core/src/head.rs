@@ -15,6 +15,7 @@ use crate::actors::Actors;
 use crate::checkpoints::KeptStates;
 use crate::event::{Effect, Event, HeadConfig};
 use crate::groups::Groups;
+use crate::lineage::Lineage;
 use crate::nodes::Nodes;
 use crate::objects::Objects;
 use crate::shapes::Shapes;
@@ -59,6 +60,9 @@ pub struct Head {
     pub(crate) tasks: Tasks,
     pub(crate) actors: Actors,
     pub(crate) groups: Groups,
+    pub(crate) lineage: Lineage,
+    /// Bytes that it may hold; follows the stores.
+    pub(crate) lineage_leaves_max: u64,
     /// Tasks that pause before their next try, by the end of that.
     pub(crate) delayed: BinaryHeap<Reverse<(Time, TaskIx, u32)>>,
     /// Which actors keep something over their restarts.
@@ -94,6 +98,8 @@ impl Head {
             tasks,
             actors: Actors::default(),
             groups: Groups::default(),
+            lineage: Lineage::default(),
+            lineage_leaves_max: u64::MAX,
             delayed: BinaryHeap::new(),
             kept_states: KeptStates::default(),
             paused_actors: Vec::new(),
@@ -233,6 +239,7 @@ impl Head {
         for (ix, heard) in silent {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
+        self.measure_lineage();
         self.look_at_draining();
         self.look_at_states();
         self.queue_delayed();

@@ -103,6 +103,7 @@ impl Head {
     pub(crate) fn forget_object(&mut self, object: Object) {
         let id = object.id;
         self.handle_forgotten(id);
+        self.result_forgotten(&object);
         self.group_forgotten(id);
         if let Some(more) = object.more()
             && !more.node_waiters.is_empty()

@@ -28,6 +28,7 @@ mod groups;
 pub mod head;
 mod holds;
 mod ledger;
+mod lineage;
 mod members;
 mod nodes;
 mod notices;

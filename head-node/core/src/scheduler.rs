@@ -21,6 +21,7 @@ use crate::objects::ObjectValue;
 use crate::shapes::Shape;
 use crate::slab::{NodeIx, ShapeIx, TaskIx};
 use crate::tasks::TaskState;
+use crate::values::NotThere;
 
 /// Tasks placed in one step.
 const SLICE: usize = 512;
@@ -379,10 +380,15 @@ impl Head {
         let located = match self.located_for(&spec, node) {
             Ok(located) => located,
             // DEP-1: an argument was lost while the task was queued.
-            Err(failure) => {
+            Err(NotThere::Gone(failure)) => {
                 self.detach(ix);
                 self.finish(ix, cluster_types::Outcome::Failed(failure), None, None, 0);
                 return;
+            }
+            Err(NotThere::IsMadeAgain) => {
+                self.detach(ix);
+                let Some(stamp) = self.tasks.get(ix).map(|task| task.stamp) else { return };
+                return self.wait_for_arguments(ix, &spec, stamp);
             }
         };
         self.tell_of_job(node, &spec);

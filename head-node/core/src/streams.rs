@@ -85,20 +85,20 @@ impl Head {
         self.set_item(object_ix, item, node);
     }
 
-    fn is_somewhere(&self, object: &Object) -> bool {
+    pub(crate) fn is_somewhere(&self, object: &Object) -> bool {
         matches!(object.value, ObjectValue::Available { inline: Some(_), .. })
             || object.copies().any(|copy| self.nodes.is_alive(copy))
     }
 
     /// A value too many. It is no copy of the first: who knows whether a generator yields the same twice (rule R7). A
     /// node that has the first has kept that.
-    fn spare_item(&mut self, node: NodeIx, id: ObjectId) {
+    pub(crate) fn spare_item(&mut self, node: NodeIx, id: ObjectId) {
         if !self.objects.by_id(id).is_some_and(|object| object.copies().any(|copy| copy == node)) {
             self.to_free.entry(node).or_default().push(id);
         }
     }
 
-    fn make_pending_again(&mut self, ix: ObjectIx, task: TaskIx) {
+    pub(crate) fn make_pending_again(&mut self, ix: ObjectIx, task: TaskIx) {
         let Some(own) = self.objects.get(ix).map(|object| object.own) else { return };
         self.objects.set_pending(ix, task);
         if let Some(object) = self.objects.get_mut(ix) {

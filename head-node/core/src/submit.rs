@@ -49,6 +49,12 @@ impl Head {
         if !spec.template.variants.is_empty() {
             return self.submit_choices(spec, state);
         }
+        let task_ix = self.enter_shape(spec);
+        self.note(task_ix, state);
+    }
+
+    /// Enters a task into the table, counted by its shape.
+    pub(crate) fn enter_shape(&mut self, spec: TaskSpec) -> TaskIx {
         let (shape_ix, is_new) = self.shapes.of(&spec.template, self.now);
         if is_new {
             match spec.template.strategy.group() {
@@ -62,8 +68,7 @@ impl Head {
         if let Some(shape) = self.shapes.get_mut(shape_ix) {
             shape.tasks += 1;
         }
-        let task_ix = self.tasks.insert(spec, shape_ix, self.now);
-        self.note(task_ix, state);
+        self.tasks.insert(spec, shape_ix, self.now)
     }
 
     /// A task that takes the first of several requests that is free.
@@ -121,6 +126,11 @@ impl Head {
         let Some(task) = self.tasks.get(task_ix) else { return };
         let (spec, stamp) = (task.spec.clone(), task.stamp);
         self.enter_actor(&spec, task_ix);
+        self.wait_for_arguments(task_ix, &spec, stamp);
+    }
+
+    /// The task, which is nowhere, waits for its arguments, or is queued.
+    pub(crate) fn wait_for_arguments(&mut self, task_ix: TaskIx, spec: &Arc<TaskSpec>, stamp: u32) {
         let mut missing = 0;
         let group = spec.template.strategy.group().map(|place| place.group);
         for needed in spec.needed().chain(group) {

@@ -58,6 +58,8 @@ pub(crate) struct Task {
     pub promoted: bool,
     /// Nobody wants it any more; it ends when its node says so.
     pub cancelled: bool,
+    /// It ended before, and runs once more because what it made was lost: nobody is told of its end again.
+    pub made_again: bool,
     /// It was cancelled with its job, and submitted again before its node had answered.
     pub revived: bool,
     /// The bundle of its placement group in which it has its lease.
@@ -189,6 +191,7 @@ impl Tasks {
             submitted: now,
             promoted: false,
             cancelled: false,
+            made_again: false,
             revived: false,
             bundle: None,
             state: TaskState::Waiting { missing: 0 },

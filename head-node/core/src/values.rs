@@ -7,6 +7,14 @@ use crate::head::{Head, failure};
 use crate::objects::{Object, ObjectValue};
 use crate::slab::{NodeIx, ObjectIx};
 
+/// Why a task that was queued cannot start.
+pub(crate) enum NotThere {
+    /// An argument is no more.
+    Gone(Failure),
+    /// An argument was lost and is being made again.
+    IsMadeAgain,
+}
+
 impl Head {
     pub(crate) fn escaped(
         &mut self,
@@ -117,11 +125,14 @@ impl Head {
         if self.comes_again(ix) {
             return None;
         }
-        Some(Located::Failed(self.mark_lost(ix)))
+        match self.make_again(ix) {
+            Ok(()) => None,
+            Err(why) => Some(Located::Failed(self.mark_lost(ix, &why))),
+        }
     }
 
     /// No live node has a copy any more.
-    fn mark_lost(&mut self, ix: ObjectIx) -> Failure {
+    fn mark_lost(&mut self, ix: ObjectIx, why: &str) -> Failure {
         let Some(object) = self.objects.get(ix) else {
             return failure(FailureKind::ObjectLost, "the object is gone", None);
         };
@@ -132,24 +143,28 @@ impl Head {
             [one] => format!("its only copy was on node {one}, which is lost"),
             many => format!("its copies were on nodes {}, which are lost", many.join(", ")),
         };
-        let message = format!("object {} is lost: {at}. Compute it again", object.id);
-        let failure = failure(FailureKind::ObjectLost, message, object.id.task().map(|(task, _)| task));
+        let message = format!("object {} is lost: {at}, and it cannot be made again: {why}", object.id);
+        let task = object.id.task().map(|(task, _)| task);
+        let failure = failure(FailureKind::ObjectLost, message, task);
+        if let Some(task) = task {
+            self.forget_lineage(task);
+        }
         self.objects.set_failed(ix, failure.clone());
         failure
     }
 
-    /// Where everything is that the task needs and `node` may not know (DEP-1); an error if an argument is no more.
+    /// Where everything is that the task needs and `node` may not know (DEP-1), unless an argument is not there any more.
     pub(crate) fn located_for(
         &mut self,
         spec: &TaskSpec,
         node: NodeIx,
-    ) -> Result<Vec<(ObjectId, Located)>, Failure> {
+    ) -> Result<Vec<(ObjectId, Located)>, NotThere> {
         let mut all = Vec::new();
         for id in spec.needed() {
             let is_function = spec.function() == Some(id);
             let Some(ix) = self.objects.find(id) else {
                 let message = format!("object {id} is gone");
-                return Err(failure(FailureKind::ObjectFreed, message, None));
+                return Err(NotThere::Gone(failure(FailureKind::ObjectFreed, message, None)));
             };
             if is_function && self.nodes.get(node).is_some_and(|node| node.functions.contains(&id)) {
                 continue;
@@ -162,13 +177,10 @@ impl Head {
                 continue;
             }
             match self.located(ix) {
-                Some(Located::Failed(failure)) => return Err(failure),
+                Some(Located::Failed(failure)) => return Err(NotThere::Gone(failure)),
                 Some(located) => all.push((id, located)),
-                // Only an item of a task that is being tried again.
-                None => {
-                    let message = format!("argument {id} is lost, and its task has not yielded it again yet");
-                    return Err(failure(FailureKind::ObjectLost, message, None));
-                }
+                // It was lost while the task was queued.
+                None => return Err(NotThere::IsMadeAgain),
             }
             if is_function && let Some(node) = self.nodes.get_mut(node) {
                 node.functions.insert(id);

@@ -961,6 +961,17 @@ impl World {
             None => return Err(format!("{object} was ready and cannot be read")),
             Some(Reading::Failed(failure)) => {
                 let removed = failure.message.contains("was removed by the driver");
+                // What a task made comes again, unless that was a call, a stream, or what it needs is a put that is lost.
+                let may_be_lost = self.plan.crash_one_in > 0
+                    || self.plan.cuts > 0
+                    || self.plan.actors
+                    || self.plan.streams
+                    || failure.message.contains("was put")
+                    || failure.message.contains("is gone")
+                    || failure.message.contains("placement group");
+                if failure.kind == cluster_types::FailureKind::ObjectLost && !may_be_lost {
+                    return Err(format!("{object} was not made again: {}", failure.message));
+                }
                 if !self.plan.may_fail() && !removed {
                     return Err(format!("{object} failed though nothing broke: {}", failure.message));
                 }
@@ -1216,6 +1227,7 @@ impl World {
 
     fn begin(&mut self, client: ClientId, run: Box<RunTask>) -> Result<(), String> {
         self.report.ran += 1;
+        self.report.made_again += u64::from(self.ended_well.contains(&run.spec.id));
         self.check_actor(client, &run)?;
         if self.plan.crash_one_in > 0 && self.random.one_in(self.plan.crash_one_in) {
             let Some(process) = self.processes.get(&client) else { return Ok(()) };

@@ -20,6 +20,7 @@ const CLOSED: HeadConfig = HeadConfig {
     closed: true,
     finished_kept: 100,
     inline_budget: 1 << 20,
+    lineage_budget: 1 << 20,
     prefetch_max: 16,
 };
 

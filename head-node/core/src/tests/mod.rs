@@ -6,6 +6,7 @@ mod checkpoints;
 mod direct;
 mod drain;
 mod groups;
+mod lineage;
 mod liveness;
 mod places;
 mod random;

@@ -188,7 +188,8 @@ fn a_freed_result_is_answered_as_freed() {
 fn a_value_whose_only_copy_was_on_a_lost_node_is_lost_by_name() {
     let mut scene = Scene::cluster(&[1, 4]);
     let template = scene.template("f", Resources::cpus(2));
-    let spec = scene.spec(DRIVER, template, &[]);
+    let once = cluster_types::TaskTemplate { max_retries: 0, ..(*template).clone() };
+    let spec = scene.spec(DRIVER, once.into(), &[]);
     let task = spec.id;
     scene.tell(1, NodeToHead::Submit(spec));
     let assigned = scene.assigned_one();
