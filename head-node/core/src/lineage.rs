@@ -94,7 +94,7 @@ impl Head {
             // Handles end actors, groups and streams when they go; a spec that may never be used must not keep them.
             let is_handle = Some(held) == group
                 || self.actors.get(held).is_some()
-                || maker.is_some_and(|maker| self.streams.get(&maker).is_some());
+                || maker.is_some_and(|maker| self.streams.contains_key(&maker));
             let Some(object) = self.objects.by_id_mut(held).filter(|_| !is_handle) else { continue };
             let size = match object.value {
                 ObjectValue::Available { size, .. } => size,
