@@ -391,7 +391,7 @@ impl Head {
     /// Where the actor lives, with the attempt that made it.
     pub(crate) fn home_of(&self, handle: ObjectId) -> Option<(NodeIx, Attempt)> {
         let actor = self.actors.get(handle)?;
-        if actor.ending.is_some() {
+        if actor.ending.is_some() || self.is_recovering() {
             return None;
         }
         let task = self.tasks.get(actor.task?)?;

@@ -246,8 +246,7 @@ impl Head {
             };
             self.tell_of_job(node, &spec);
             let now = self.now;
-            let Some(task) = self.tasks.get_mut(ix) else { continue };
-            task.attempt += 1;
+            let Some(task) = self.tasks.begin_attempt(ix) else { continue };
             task.state = TaskState::HandedOut { node, since: now };
             if let Some(state) = self.nodes.get_mut(node) {
                 state.attempts.insert(ix);

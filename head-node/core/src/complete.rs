@@ -92,7 +92,7 @@ impl Head {
 
     /// Tries a failed task again: at once; or later, where it raised by itself and asks for that, or its node had no
     /// memory left.
-    fn try_again(&mut self, ix: TaskIx, retry: Retry) {
+    pub(crate) fn try_again(&mut self, ix: TaskIx, retry: Retry) {
         let now = self.now;
         let Some(task) = self.tasks.get_mut(ix) else { return };
         task.retries += u32::from(retry != Retry::NoRoom);

@@ -20,6 +20,8 @@ pub struct HeadConfig {
     pub inline_budget: u64,
     /// Bytes of specs kept to make lost objects again.
     pub lineage_budget: u64,
+    /// Nodes that the term before knew, with their numbers (rule H1): they are waited for, as long as `loss_timeout`.
+    pub roster: Vec<(NodeId, Incarnation)>,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -33,6 +35,7 @@ impl Default for HeadConfig {
             finished_kept: 10_000,
             inline_budget: 256 << 20,
             lineage_budget: 256 << 20,
+            roster: Vec::new(),
             prefetch_max: 256,
         }
     }

@@ -18,6 +18,7 @@ use crate::groups::Groups;
 use crate::lineage::Lineage;
 use crate::nodes::Nodes;
 use crate::objects::Objects;
+use crate::recovery::Recovery;
 use crate::shapes::Shapes;
 use crate::slab::{NodeIx, TaskIx};
 use crate::streams::Streams;
@@ -79,6 +80,8 @@ pub struct Head {
     pub(crate) failing: Vec<(TaskIx, u32, Failure)>,
     /// Objects to delete, by node; sent as one message at the step's end.
     pub(crate) to_free: Map<NodeIx, Vec<ObjectId>>,
+    /// Until the nodes of the term before have said what there is.
+    pub(crate) recovery: Option<Recovery>,
     /// Notices to give unless a node joins first.
     pub(crate) notices: Vec<(Time, TaskIx, u32)>,
 }
@@ -87,11 +90,15 @@ impl Head {
     /// A head that knows nothing yet.
     pub fn new(config: HeadConfig) -> Self {
         let tasks = Tasks::new(config.term.0, config.finished_kept);
+        let mut nodes = Nodes::default();
+        nodes.incarnations.extend(config.roster.iter().copied());
+        let recovery = Recovery::of(&config.roster);
         Self {
+            recovery,
             config,
             now: Time::default(),
             last_tick: None,
-            nodes: Nodes::default(),
+            nodes,
             clients: Map::default(),
             jobs: Map::default(),
             objects: Objects::default(),
@@ -128,7 +135,7 @@ impl Head {
             // FENCE-1: what an old incarnation says changes nothing.
             Event::FromNode { node, incarnation, message } => {
                 if let Some(ix) = self.nodes.current(node, incarnation) {
-                    self.take_message(ix, message);
+                    self.hear(ix, node, incarnation, message);
                 }
             }
             Event::Query { number, query } => {
@@ -136,6 +143,10 @@ impl Head {
                 self.out.push(Effect::Reply { number, reply });
             }
             Event::Tick => self.tick(),
+        }
+        if self.recover() {
+            std::mem::swap(&mut self.out, effects);
+            return false;
         }
         self.fail_failing();
         let more = self.plan();
@@ -148,10 +159,7 @@ impl Head {
         more
     }
 
-    fn take_message(&mut self, ix: NodeIx, message: NodeToHead) {
-        if let Some(node) = self.nodes.get_mut(ix) {
-            node.last_heard = self.now;
-        }
+    pub(crate) fn take_message(&mut self, ix: NodeIx, message: NodeToHead) {
         match message {
             NodeToHead::Heartbeat { store, executors } => {
                 if let Some(node) = self.nodes.get_mut(ix) {
@@ -211,6 +219,12 @@ impl Head {
             NodeToHead::Query { client, number, query: Query::KeepState { actor, attempt, object } } => {
                 self.keep_state(ix, (client, number), &actor, attempt, &object);
             }
+            // Said to a head that did not ask.
+            NodeToHead::Kept { .. }
+            | NodeToHead::Running { .. }
+            | NodeToHead::Lives { .. }
+            | NodeToHead::Ended { .. }
+            | NodeToHead::SnapshotEnd => {}
             NodeToHead::Query { client, number, query } => {
                 let reply = self.ask(&query);
                 self.send(ix, HeadToNode::Reply { client, number, reply });

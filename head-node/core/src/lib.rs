@@ -37,6 +37,7 @@ mod places;
 mod prefetch;
 mod promotion;
 mod queries;
+mod recovery;
 mod scheduler;
 mod shapes;
 mod slab;

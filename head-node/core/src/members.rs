@@ -41,10 +41,11 @@ impl Head {
         let incarnation = Incarnation(seen.max(told).0.saturating_add(1));
         self.nodes.incarnations.insert(hello.node, incarnation);
 
-        let message = HeadToNode::Admitted {
-            term: self.config.term,
-            incarnation,
-            loss_timeout_ms: u32::try_from(self.config.loss_timeout.0 / 1000).unwrap_or(u32::MAX),
+        let term = self.config.term;
+        let loss_timeout_ms = u32::try_from(self.config.loss_timeout.0 / 1000).unwrap_or(u32::MAX);
+        let message = match self.recognises(&hello) {
+            true => HeadToNode::Resumed { term, incarnation, loss_timeout_ms },
+            false => HeadToNode::Admitted { term, incarnation, loss_timeout_ms },
         };
         let address: Arc<str> = hello.data_address.as_str().into();
         self.out.push(Effect::Persist(Record::NodeJoined { node: hello.node, incarnation, address }));
@@ -90,6 +91,7 @@ impl Head {
     /// are found when somebody next asks for one: a lost node's index finds nothing).
     pub(crate) fn lose_node(&mut self, ix: NodeIx, why: &str) {
         let Some(node) = self.nodes.remove(ix) else { return };
+        self.await_no_more(node.id);
         // Who was asked to leave is no machine that failed: what that cost is not counted against anybody.
         let asked = node.draining.is_some();
         let reason = format!("node {} is lost: {why}", node.hostname);

@@ -240,7 +240,7 @@ impl Head {
     }
 
     /// Of several requests, a task is given this one.
-    fn choose_variant(&mut self, ix: TaskIx, shape: ShapeIx) {
+    pub(crate) fn choose_variant(&mut self, ix: TaskIx, shape: ShapeIx) {
         let Some(task) = self.tasks.get_mut(ix) else { return };
         let Some((choices, submitted)) = &task.choices else { return };
         if let Some((_, template)) = choices.variants.iter().find(|(variant, _)| *variant == shape) {
@@ -401,8 +401,7 @@ impl Head {
                 return;
             }
         }
-        let Some(task) = self.tasks.get_mut(ix) else { return };
-        task.attempt += 1;
+        let Some(task) = self.tasks.begin_attempt(ix) else { return };
         let shape_ix = task.shape;
         match &lease {
             Some(lease) => {

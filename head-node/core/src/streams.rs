@@ -16,7 +16,7 @@ use crate::slab::{NodeIx, ObjectIx, TaskIx};
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     /// Items whose submitter was told of them.
-    known: u32,
+    pub known: u32,
     /// Of those, how many the task need not wait for.
     taken: u32,
     /// Nobody will take any more.

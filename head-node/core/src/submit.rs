@@ -21,6 +21,7 @@ impl Head {
     pub(crate) fn submit(&mut self, node: NodeIx, spec: TaskSpec) {
         // A repeat changes nothing (TASK-1).
         if let Some(known) = self.tasks.find(spec.id) {
+            self.tell_again(node, known);
             self.revive(node, known);
             return;
         }
@@ -37,6 +38,11 @@ impl Head {
             return;
         }
         self.make_detached_job(&spec);
+        self.enter_checked(spec, state);
+    }
+
+    /// The same, of a spec that was looked at.
+    pub(crate) fn enter_checked(&mut self, spec: TaskSpec, state: Option<TaskState>) {
         let id = spec.id;
         if let Some(parent) = spec.parent
             && self.tasks.find(parent).is_some()

@@ -51,6 +51,8 @@ pub(crate) struct Task {
     pub stamp: u32,
     /// The number of the last attempt; 0 before the first.
     pub attempt: u32,
+    /// The term in which that began.
+    pub term: u32,
     /// How often it was tried again.
     pub retries: u32,
     pub submitted: Time,
@@ -187,6 +189,7 @@ impl Tasks {
             choices: None,
             stamp: self.stamps,
             attempt: 0,
+            term: self.term,
             retries: 0,
             submitted: now,
             promoted: false,
@@ -247,12 +250,21 @@ impl Tasks {
     pub fn current(&self, id: TaskId, attempt: Attempt, node: NodeIx) -> Option<TaskIx> {
         let ix = self.find(id)?;
         let task = self.slab.get(ix)?;
-        let is_current = attempt.term == self.term && attempt.n == task.attempt && task.node() == Some(node);
+        let is_current = attempt.term == task.term && attempt.n == task.attempt && task.node() == Some(node);
         is_current.then_some(ix)
     }
 
+    /// The next try.
+    pub fn begin_attempt(&mut self, ix: TaskIx) -> Option<&mut Task> {
+        let term = self.term;
+        let task = self.slab.get_mut(ix)?;
+        task.attempt += 1;
+        task.term = term;
+        Some(task)
+    }
+
     pub fn attempt_of(&self, task: &Task) -> Attempt {
-        Attempt { term: self.term, n: task.attempt }
+        Attempt { term: task.term, n: task.attempt }
     }
 
     pub fn audit(&self) -> Result<(), String> {

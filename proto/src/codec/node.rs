@@ -126,6 +126,37 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         NodeToHead::CopyRemoved(object) => Kind::CopyRemoved((*object).into()),
         NodeToHead::Drain { deadline_ms } => Kind::DrainMs(*deadline_ms),
         NodeToHead::Log(lines) => Kind::Log(v1::LogLines { lines: log_lines_to_wire(lines) }),
+        NodeToHead::Kept { object, size, inline, contains } => Kind::Kept(v1::Escaped {
+            object: Some((*object).into()),
+            size: *size,
+            inline: inline.clone(),
+            contains: objects_to_wire(contains),
+        }),
+        NodeToHead::Running { spec, attempt, lease, yielded } => Kind::Running(v1::RunningHere {
+            spec: Some(spec_to_wire(spec, templates)),
+            term: attempt.term,
+            n: attempt.n,
+            lease: lease.as_ref().map(Into::into),
+            yielded: *yielded,
+        }),
+        NodeToHead::Lives { spec, attempt, lease, handle, info } => Kind::Lives(v1::LivesHere {
+            spec: Some(spec_to_wire(spec, templates)),
+            term: attempt.term,
+            n: attempt.n,
+            lease: Some(lease.into()),
+            handle: Some(result_with_refs_to_wire(handle)),
+            info: Some(info.as_ref().into()),
+        }),
+        NodeToHead::Ended { spec, attempt, outcome, retry, micros, lived } => Kind::Ended(v1::EndedHere {
+            spec: Some(spec_to_wire(spec, templates)),
+            term: attempt.term,
+            n: attempt.n,
+            outcome: Some(outcome_to_wire(outcome)),
+            retry: retry_to_wire(*retry).into(),
+            micros: *micros,
+            lived: *lived,
+        }),
+        NodeToHead::SnapshotEnd => Kind::SnapshotEnd(v1::SnapshotEnd {}),
         NodeToHead::Query { client, number, query } => Kind::Query(v1::ClientQuery {
             client: client.0,
             number: *number,
@@ -191,6 +222,34 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             items: wire.items,
             closed: wire.closed,
         },
+        Kind::Kept(wire) => NodeToHead::Kept {
+            object: wire.object.required("Kept.object")?.into(),
+            size: wire.size,
+            inline: wire.inline.map(|bytes| inline(reading, "Kept.inline", bytes)).transpose()?,
+            contains: objects("Kept.contains", &wire.contains)?,
+        },
+        Kind::Running(wire) => NodeToHead::Running {
+            spec: Arc::new(spec(reading, wire.spec.required("Running.spec")?)?),
+            attempt: Attempt { term: wire.term, n: wire.n },
+            lease: wire.lease.map(TryInto::try_into).transpose()?,
+            yielded: wire.yielded,
+        },
+        Kind::Lives(wire) => NodeToHead::Lives {
+            spec: Arc::new(spec(reading, wire.spec.required("Lives.spec")?)?),
+            attempt: Attempt { term: wire.term, n: wire.n },
+            lease: wire.lease.required("Lives.lease")?.try_into()?,
+            handle: result(reading, wire.handle.required("Lives.handle")?)?,
+            info: job_info("Lives.info", wire.info)?,
+        },
+        Kind::Ended(wire) => NodeToHead::Ended {
+            retry: retry(wire.retry)?,
+            spec: Arc::new(spec(reading, wire.spec.required("Ended.spec")?)?),
+            attempt: Attempt { term: wire.term, n: wire.n },
+            outcome: outcome(reading, wire.outcome.required("Ended.outcome")?)?,
+            micros: wire.micros,
+            lived: wire.lived,
+        },
+        Kind::SnapshotEnd(_) => NodeToHead::SnapshotEnd,
         Kind::Returned(wire) => NodeToHead::Returned(attempts(wire)?),
         Kind::Blocked(wire) => {
             let (task, attempt) = task_attempt(wire.attempt.required("AttemptBlocked.attempt")?)?;
@@ -282,6 +341,11 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             incarnation: incarnation.0,
             loss_timeout_ms: *loss_timeout_ms,
         }),
+        HeadToNode::Resumed { term, incarnation, loss_timeout_ms } => Kind::Resumed(v1::Admitted {
+            term: term.0,
+            incarnation: incarnation.0,
+            loss_timeout_ms: *loss_timeout_ms,
+        }),
         HeadToNode::Job { job, info } => {
             Kind::Job(v1::JobDescription { job: job.0, info: Some(info.as_ref().into()) })
         }
@@ -363,6 +427,11 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
     use v1::head_to_node::Kind;
     Ok(match wire.kind.required("HeadToNode.kind")? {
         Kind::Admitted(wire) => HeadToNode::Admitted {
+            term: Term(wire.term),
+            incarnation: Incarnation(wire.incarnation),
+            loss_timeout_ms: wire.loss_timeout_ms,
+        },
+        Kind::Resumed(wire) => HeadToNode::Resumed {
             term: Term(wire.term),
             incarnation: Incarnation(wire.incarnation),
             loss_timeout_ms: wire.loss_timeout_ms,

@@ -457,7 +457,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
     });
     let retry = prop::sample::select(vec![Retry::No, Retry::Infrastructure, Retry::Exception, Retry::NoRoom]);
     let started = option::of((task(), attempt()));
-    let done = (task(), attempt(), option::of(client()), outcome(), retry, started, any::<u64>()).prop_map(
+    let done = (task(), attempt(), option::of(client()), outcome(), retry.clone(), started, any::<u64>()).prop_map(
         |(task, attempt, executor, outcome, retry, started, micros)| M::Done {
             task,
             attempt,
@@ -468,7 +468,35 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
             micros,
         },
     );
+    let snapshot = prop_oneof![
+        (object(), any::<u64>(), option::of(bytes(100)), refs())
+            .prop_map(|(object, size, inline, contains)| M::Kept { object, size, inline, contains }),
+        (spec(), attempt(), option::of(lease()), any::<u32>()).prop_map(
+            |(spec, attempt, lease, yielded)| M::Running { spec: Arc::new(spec), attempt, lease, yielded }
+        ),
+        (spec(), attempt(), lease(), result_value(), refs(), job_info()).prop_map(
+            |(spec, attempt, lease, value, contains, info)| M::Lives {
+                spec: Arc::new(spec),
+                attempt,
+                lease,
+                handle: TaskResult { value, contains },
+                info
+            }
+        ),
+        (spec(), attempt(), outcome(), retry.clone(), any::<u64>(), any::<bool>()).prop_map(
+            |(spec, attempt, outcome, retry, micros, lived)| M::Ended {
+                spec: Arc::new(spec),
+                attempt,
+                outcome,
+                retry,
+                micros,
+                lived
+            }
+        ),
+        Just(M::SnapshotEnd)
+    ];
     prop_oneof![
+        snapshot,
         (usage, any::<u32>()).prop_map(|(store, executors)| M::Heartbeat { store, executors }),
         (client(), client_kind(), job(), any::<u32>())
             .prop_map(|(client, kind, job, pid)| M::ClientAttached { client, kind, job, pid }),
@@ -541,6 +569,11 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
     ];
     prop_oneof![
         far,
+        any::<(u32, u32, u32)>().prop_map(|(term, incarnation, loss_timeout_ms)| M::Resumed {
+            term: Term(term),
+            incarnation: Incarnation(incarnation),
+            loss_timeout_ms
+        }),
         any::<(u32, u32, u32)>().prop_map(|(term, incarnation, loss_timeout_ms)| M::Admitted {
             term: Term(term),
             incarnation: Incarnation(incarnation),

@@ -217,6 +217,60 @@ pub enum NodeToHead {
     },
     /// Lines that user code printed.
     Log(Vec<LogLine>),
+    /// To a head of a new term that recognised this node (rule H2): a value that is here and that the head before it knew
+    /// of. What a snapshot says beside this, `Running`, `Lives` and `Ended` is said by the messages for news: clients,
+    /// their tasks that have not ended, what they hold.
+    Kept {
+        /// The object.
+        object: ObjectId,
+        /// In bytes.
+        size: u64,
+        /// The value itself if it is small.
+        inline: Option<Bytes>,
+        /// The refs inside it, held by it (REF-1).
+        contains: Refs,
+    },
+    /// In a snapshot: this attempt is here.
+    Running {
+        /// What it runs.
+        spec: Arc<TaskSpec>,
+        /// Which try.
+        attempt: Attempt,
+        /// `None`: sent ahead (rule S2).
+        lease: Option<Lease>,
+        /// How many items it has yielded.
+        yielded: u32,
+    },
+    /// In a snapshot: this actor lives here.
+    Lives {
+        /// What made it.
+        spec: Arc<TaskSpec>,
+        /// Which try.
+        attempt: Attempt,
+        /// It stays with the actor.
+        lease: Lease,
+        /// The handle's value.
+        handle: TaskResult,
+        /// What its executor knows of its job, which is its own if it is detached (rule A6).
+        info: Arc<JobInfo>,
+    },
+    /// In a snapshot: this attempt ended here, and nobody may know of it (rule R5).
+    Ended {
+        /// What it ran.
+        spec: Arc<TaskSpec>,
+        /// Which try.
+        attempt: Attempt,
+        /// As in `Done`.
+        outcome: Outcome,
+        /// As in `Done`.
+        retry: Retry,
+        /// As in `Done`.
+        micros: u64,
+        /// It had made an actor, whose end this is.
+        lived: bool,
+    },
+    /// The snapshot is complete: what follows is news.
+    SnapshotEnd,
     /// A client's question that the node cannot answer.
     Query {
         /// Who asked.
@@ -267,6 +321,16 @@ pub enum HeadToNode {
         /// Stamped on everything of this stream.
         incarnation: Incarnation,
         /// For the node's own clock of leases and heartbeats: how long silence may last before it is declared lost.
+        loss_timeout_ms: u32,
+    },
+    /// The first message of a head of a new term, to a node that the term before it knew (rule H2): what runs here runs
+    /// on. The node answers with a snapshot.
+    Resumed {
+        /// The leader's term.
+        term: Term,
+        /// Stamped on everything of this stream.
+        incarnation: Incarnation,
+        /// As in `Admitted`.
         loss_timeout_ms: u32,
     },
     /// What executors of this job need to know; precedes the job's first `Assign` on this stream.
