@@ -225,6 +225,7 @@ impl Head {
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }
             | NodeToHead::SnapshotEnd => {}
+            NodeToHead::Mark { .. } => {}
             NodeToHead::Query { client, number, query } => {
                 let reply = self.ask(&query);
                 self.send(ix, HeadToNode::Reply { client, number, reply });

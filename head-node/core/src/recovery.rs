@@ -83,13 +83,7 @@ impl Head {
     }
 
     /// A node said something; before recovery ended, only that it lives counts at once.
-    pub(crate) fn hear(
-        &mut self,
-        ix: NodeIx,
-        node: NodeId,
-        incarnation: Incarnation,
-        message: NodeToHead,
-    ) {
+    pub(crate) fn hear(&mut self, ix: NodeIx, node: NodeId, incarnation: Incarnation, message: NodeToHead) {
         if let Some(node) = self.nodes.get_mut(ix) {
             node.last_heard = self.now;
         }
@@ -119,7 +113,9 @@ impl Head {
         // Of several tries of a task the last one's end counts.
         said.sort_by_key(|(_, _, message)| {
             let latest = match message {
-                NodeToHead::Ended { attempt, .. } => u64::MAX - ((u64::from(attempt.term) << 32) | u64::from(attempt.n)),
+                NodeToHead::Ended { attempt, .. } => {
+                    u64::MAX - ((u64::from(attempt.term) << 32) | u64::from(attempt.n))
+                }
                 _ => 0,
             };
             (rank(message), latest)
@@ -229,7 +225,9 @@ impl Head {
     /// The attempt that is, or was, on a node is the task's last. False: a later one is known.
     fn set_attempt(&mut self, ix: TaskIx, attempt: Attempt) -> bool {
         let Some(task) = self.tasks.get_mut(ix) else { return false };
-        if task.node().is_some() || (task.attempt > 0 && (task.term, task.attempt) > (attempt.term, attempt.n)) {
+        if task.node().is_some()
+            || (task.attempt > 0 && (task.term, task.attempt) > (attempt.term, attempt.n))
+        {
             return false;
         }
         task.attempt = attempt.n.max(1);
@@ -250,7 +248,8 @@ impl Head {
         let TaskKind::Actor(traits) = &spec.template.kind else { return };
         if traits.detached && !self.jobs.contains_key(&spec.job) {
             // Rule A6: its job is its own.
-            let job = Job { driver: spec.id.client, info, submitters: Set::default(), noticed: Set::default() };
+            let job =
+                Job { driver: spec.id.client, info, submitters: Set::default(), noticed: Set::default() };
             self.jobs.insert(spec.job, job);
         }
         let task = spec.id;

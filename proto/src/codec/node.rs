@@ -157,6 +157,7 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             lived: *lived,
         }),
         NodeToHead::SnapshotEnd => Kind::SnapshotEnd(v1::SnapshotEnd {}),
+        NodeToHead::Mark { number, heard } => Kind::Mark(v1::Mark { number: *number, heard: *heard }),
         NodeToHead::Query { client, number, query } => Kind::Query(v1::ClientQuery {
             client: client.0,
             number: *number,
@@ -250,6 +251,7 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             lived: wire.lived,
         },
         Kind::SnapshotEnd(_) => NodeToHead::SnapshotEnd,
+        Kind::Mark(wire) => NodeToHead::Mark { number: wire.number, heard: wire.heard },
         Kind::Returned(wire) => NodeToHead::Returned(attempts(wire)?),
         Kind::Blocked(wire) => {
             let (task, attempt) = task_attempt(wire.attempt.required("AttemptBlocked.attempt")?)?;
@@ -346,6 +348,9 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             incarnation: incarnation.0,
             loss_timeout_ms: *loss_timeout_ms,
         }),
+        HeadToNode::Pulse { number, settled } => {
+            Kind::Pulse(v1::Pulse { number: *number, settled: *settled })
+        }
         HeadToNode::Job { job, info } => {
             Kind::Job(v1::JobDescription { job: job.0, info: Some(info.as_ref().into()) })
         }
@@ -436,6 +441,7 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             incarnation: Incarnation(wire.incarnation),
             loss_timeout_ms: wire.loss_timeout_ms,
         },
+        Kind::Pulse(wire) => HeadToNode::Pulse { number: wire.number, settled: wire.settled },
         Kind::Job(wire) => {
             HeadToNode::Job { job: JobId(wire.job), info: job_info("JobDescription.info", wire.info)? }
         }

@@ -457,8 +457,8 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
     });
     let retry = prop::sample::select(vec![Retry::No, Retry::Infrastructure, Retry::Exception, Retry::NoRoom]);
     let started = option::of((task(), attempt()));
-    let done = (task(), attempt(), option::of(client()), outcome(), retry.clone(), started, any::<u64>()).prop_map(
-        |(task, attempt, executor, outcome, retry, started, micros)| M::Done {
+    let done = (task(), attempt(), option::of(client()), outcome(), retry.clone(), started, any::<u64>())
+        .prop_map(|(task, attempt, executor, outcome, retry, started, micros)| M::Done {
             task,
             attempt,
             executor,
@@ -466,14 +466,13 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
             retry,
             started,
             micros,
-        },
-    );
+        });
     let snapshot = prop_oneof![
         (object(), any::<u64>(), option::of(bytes(100)), refs())
             .prop_map(|(object, size, inline, contains)| M::Kept { object, size, inline, contains }),
-        (spec(), attempt(), option::of(lease()), any::<u32>()).prop_map(
-            |(spec, attempt, lease, yielded)| M::Running { spec: Arc::new(spec), attempt, lease, yielded }
-        ),
+        (spec(), attempt(), option::of(lease()), any::<u32>()).prop_map(|(spec, attempt, lease, yielded)| {
+            M::Running { spec: Arc::new(spec), attempt, lease, yielded }
+        }),
         (spec(), attempt(), lease(), result_value(), refs(), job_info()).prop_map(
             |(spec, attempt, lease, value, contains, info)| M::Lives {
                 spec: Arc::new(spec),
@@ -493,6 +492,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
                 lived
             }
         ),
+        any::<(u64, u64)>().prop_map(|(number, heard)| M::Mark { number, heard }),
         Just(M::SnapshotEnd)
     ];
     prop_oneof![
@@ -569,6 +569,7 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
     ];
     prop_oneof![
         far,
+        any::<(u64, u64)>().prop_map(|(number, settled)| M::Pulse { number, settled }),
         any::<(u32, u32, u32)>().prop_map(|(term, incarnation, loss_timeout_ms)| M::Resumed {
             term: Term(term),
             incarnation: Incarnation(incarnation),

@@ -271,6 +271,13 @@ pub enum NodeToHead {
     },
     /// The snapshot is complete: what follows is news.
     SnapshotEnd,
+    /// With each heartbeat: how far this node is with what the head says. See `Pulse`.
+    Mark {
+        /// One more than the last.
+        number: u64,
+        /// The last `Pulse` that came.
+        heard: u64,
+    },
     /// A client's question that the node cannot answer.
     Query {
         /// Who asked.
@@ -332,6 +339,14 @@ pub enum HeadToNode {
         incarnation: Incarnation,
         /// As in `Admitted`.
         loss_timeout_ms: u32,
+    },
+    /// From time to time, to every node: what this node said before its `Mark` of this number has done all it will, and
+    /// every node has heard of it. Nobody needs to say it again to a head of another term (rule H2).
+    Pulse {
+        /// One more than the last.
+        number: u64,
+        /// The number of a `Mark`; 0: none yet.
+        settled: u64,
     },
     /// What executors of this job need to know; precedes the job's first `Assign` on this stream.
     Job {

@@ -10,7 +10,8 @@ use crate::streams::Taken;
 impl Node {
     pub(crate) fn head_says(&mut self, message: HeadToNode, effects: &mut Vec<Effect>) {
         match message {
-            HeadToNode::Admitted { .. } => self.admitted(effects),
+            HeadToNode::Admitted { .. } | HeadToNode::Resumed { .. } => self.admitted(effects),
+            HeadToNode::Pulse { .. } => {}
             HeadToNode::Job { job, info } => {
                 self.jobs.insert(job, info);
             }

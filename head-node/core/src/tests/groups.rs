@@ -15,6 +15,7 @@ use super::scene::*;
 use crate::HeadConfig;
 
 const CLOSED: HeadConfig = HeadConfig {
+    roster: Vec::new(),
     term: cluster_types::Term(1),
     loss_timeout: Span::secs(5),
     closed: true,

@@ -5,6 +5,13 @@ use super::*;
 impl World {
     pub(super) fn head_hears(&mut self, message: NodeToHead) {
         match message {
+            // Only a head of another term asks for these.
+            NodeToHead::Kept { .. }
+            | NodeToHead::Running { .. }
+            | NodeToHead::Lives { .. }
+            | NodeToHead::Ended { .. }
+            | NodeToHead::SnapshotEnd
+            | NodeToHead::Mark { .. } => {}
             NodeToHead::Submit(spec) => {
                 for result in (0..spec.template.num_returns).map(|index| spec.id.result(index)) {
                     *self.head.holds.entry(result).or_default() += 1;
