@@ -4,6 +4,7 @@
 //! - [`Codec`]: batches of messages and hellos, both ways. One per thread; it remembers task templates.
 //! - [`frame`]: length-prefixed frames on a Unix socket.
 //! - [`auth`]: the cluster's token on every call.
+//! - [`heads`]: how a head that does not lead says who does.
 //! - [`stream`]: numbered frames on a gRPC stream, large batches cut into pieces.
 //! - [`v1`]: what the build generates, services included.
 //!
@@ -14,6 +15,7 @@ pub mod auth;
 mod codec;
 mod error;
 pub mod frame;
+pub mod heads;
 pub mod limits;
 pub mod stream;
 

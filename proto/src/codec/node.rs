@@ -392,6 +392,7 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
         HeadToNode::Free(objects) => Kind::Free(v1::Objects { objects: objects_to_wire(objects) }),
         HeadToNode::Copy { object, located } => Kind::Copy(object_located_to_wire(*object, located)),
         HeadToNode::Drained => Kind::Drained(v1::Drained {}),
+        HeadToNode::Heads(heads) => Kind::Heads(heads.into()),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
         HeadToNode::ActorAt { actor, place } => Kind::ActorAt(v1::ActorAt {
             actor: Some((*actor).into()),
@@ -491,6 +492,7 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             HeadToNode::Copy { object, located }
         }
         Kind::Drained(v1::Drained {}) => HeadToNode::Drained,
+        Kind::Heads(wire) => HeadToNode::Heads(wire.into()),
         Kind::ClientGone(client) => HeadToNode::ClientGone(ClientId(client)),
         Kind::ActorAt(wire) => HeadToNode::ActorAt {
             actor: wire.actor.required("ActorAt.actor")?.into(),

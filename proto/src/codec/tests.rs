@@ -569,6 +569,7 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
     ];
     prop_oneof![
         far,
+        (text(), vec(text(), 0..3)).prop_map(|(leader, all)| M::Heads(Heads { leader, all })),
         any::<(u64, u64)>().prop_map(|(number, settled)| M::Pulse { number, settled }),
         any::<(u32, u32, u32)>().prop_map(|(term, incarnation, loss_timeout_ms)| M::Resumed {
             term: Term(term),

@@ -26,7 +26,7 @@ pub mod time;
 
 pub use client_node::{ClientHello, ClientKind, ClientToNode, JobInfo, NodeToClient};
 pub use ids::{Attempt, ClientId, Incarnation, JobId, NodeId, ObjectId, SegmentId, TaskId, Term};
-pub use node_head::{HeadToNode, NodeHello, NodeToHead};
+pub use node_head::{HeadToNode, Heads, NodeHello, NodeToHead};
 pub use node_node::{NodeToNode, TunnelHello, TunnelWelcome};
 pub use object::{INLINE_MAX, Located, Location, Refs, Value};
 pub use resources::{Amount, GpuShare, Lease, Resources};

@@ -318,6 +318,15 @@ pub enum Retry {
     NoRoom,
 }
 
+/// The heads of a cluster that has several: one leads, the others stand by. Each is `host:port`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Heads {
+    /// Empty: none leads at this moment.
+    pub leader: String,
+    /// The leader among them; empty where there is but one head and no other can take its place.
+    pub all: Vec<String>,
+}
+
 /// What the head says to a daemon.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeadToNode {
@@ -450,6 +459,8 @@ pub enum HeadToNode {
     },
     /// Nothing that anybody needs is here any more, or the time for it is over: the daemon ends.
     Drained,
+    /// Where heads are; said by a head that others stand by for, at the start of a stream and when it changes.
+    Heads(Heads),
     /// This client, of whichever node, is gone: what it put and never let escape is gone too (rule R2).
     ClientGone(ClientId),
     /// Answer to `FindActor`.

@@ -139,6 +139,9 @@ pub struct StatusView {
     pub objects: u64,
     /// All stores together.
     pub store: StoreUsage,
+    /// The head that answers and those that stand by.
+    #[serde(default)]
+    pub heads: crate::Heads,
 }
 
 /// A node, for people.

@@ -60,6 +60,8 @@ impl Node {
             }
             HeadToNode::Copy { object, located } => self.move_in(object, located, effects),
             HeadToNode::Drained => effects.push(Effect::End),
+            // The daemon's edge looks for heads.
+            HeadToNode::Heads(_) => {}
             // What it put and never let escape was on its own node only, which knew of its end first (rule R2).
             HeadToNode::ClientGone(_) => {}
             HeadToNode::ActorAt { actor, place } => self.actor_at(actor, place, effects),
