@@ -15,6 +15,7 @@ mod serve;
 mod service;
 pub mod state;
 pub mod store;
+mod tenure;
 
 pub use config::Config;
 pub use driver::Core;

@@ -1,5 +1,6 @@
-//! What survives the head: small tables of bytes, changed in transactions (design: embedded file, or etcd later).
+//! What survives the head: small tables of bytes, changed in transactions: in a file, or in an etcd.
 
+pub mod etcd;
 mod memory;
 mod redb;
 
@@ -55,6 +56,12 @@ pub enum StoreError {
         /// The system's or the database's words.
         reason: String,
     },
+    /// Etcd does not answer, or refuses.
+    #[error("{0}")]
+    Etcd(String),
+    /// Another head leads, or may: this one must change nothing any more (rule H4).
+    #[error("this head leads no more: {0}")]
+    Deposed(String),
     /// What is stored is not what this version stores.
     #[error("the stored {what} cannot be understood: {reason}; was it written by another version?")]
     Content {
