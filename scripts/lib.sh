@@ -58,11 +58,18 @@ find_cargo() {
     command -v cargo >/dev/null || PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
     command -v cargo >/dev/null || die "cargo is not installed. Install a stable Rust toolchain with rustup (https://rustup.rs), then run this again."
     command -v cc >/dev/null || die "a C linker (cc) is not installed. On Debian or Ubuntu: apt-get install gcc libc6-dev"
+    # The etcd client compiles etcd's own .proto files, which takes a compiler and the files that they import.
+    protoc_works || apt_install protobuf-compiler libprotobuf-dev
     local wanted found
     wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
     if command -v rustup >/dev/null && [ -z "${RUSTUP_TOOLCHAIN:-}" ]; then use_toolchain "$wanted"; fi
     found=$(rustc --version | cut -d ' ' -f 2) || die "rustc does not run; see above"
     at_least "$found" "$wanted" || die "Rust $wanted or newer is needed; $(command -v rustc) is $found. Install a newer one with rustup (https://rustup.rs), then run this again."
+}
+
+protoc_works() {
+    printf 'syntax = "proto3"; import "google/protobuf/descriptor.proto";' >"$CACHE/probe.proto"
+    "${PROTOC:-protoc}" -I "$CACHE" --descriptor_set_out=/dev/null "$CACHE/probe.proto" >/dev/null 2>&1
 }
 
 # The pinned toolchain; or, where it cannot be had, an installed one that is new enough.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::store::etcd::EtcdUrl;
+
 /// The port that a head listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 8264;
 
@@ -11,12 +13,28 @@ pub const DEFAULT_PORT: u16 = 8264;
 pub struct Config {
     /// The cluster's secret; every call must carry it.
     pub token: String,
-    /// The file of the embedded state store; `None` keeps state in memory only, for tests.
-    pub state: Option<PathBuf>,
+    /// Where what must survive the head is kept.
+    pub state: StateAt,
     /// Silence after which a node is declared lost.
     pub loss_timeout: Duration,
     /// Bytes that may wait for one node; a node that reads too slowly for that is closed (rule S7).
     pub outbox_limit: usize,
+}
+
+/// Where a head keeps what must survive it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateAt {
+    /// It need not survive: for tests.
+    Memory,
+    /// In a file, which one head has open at a time.
+    File(PathBuf),
+    /// In an etcd, for several heads: one leads, the others stand by.
+    Etcd {
+        /// Which.
+        url: EtcdUrl,
+        /// `host:port` where others reach this head.
+        address: String,
+    },
 }
 
 impl Config {
@@ -24,7 +42,7 @@ impl Config {
     pub fn new(token: impl Into<String>) -> Self {
         Self {
             token: token.into(),
-            state: None,
+            state: StateAt::Memory,
             loss_timeout: Duration::from_secs(5),
             outbox_limit: 256 << 20,
         }

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use cluster_proto::Codec;
+use cluster_proto::heads::not_leading;
 use cluster_proto::limits::{FRAME_TARGET, MAX_BATCH_MESSAGES};
 use cluster_proto::stream::StreamEnd;
 use cluster_types::query::QueryReply;
-use cluster_types::{HeadToNode, Incarnation, Map, NodeId, Time};
+use cluster_types::{HeadToNode, Heads, Incarnation, Map, NodeId, Time};
 use head_core::{Effect, Event};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, info, warn};
@@ -21,7 +22,9 @@ use tracing::{debug, info, warn};
 use crate::outbox::{Full, Outbox};
 use crate::service::{Disconnect, Input};
 use crate::state::write_of;
+use crate::store::etcd::Position;
 use crate::store::{StateStore, StoreError, Write};
+use crate::tenure::Tenure;
 
 /// The longest the core goes without knowing the time.
 const TICK: Duration = Duration::from_millis(100);
@@ -44,6 +47,9 @@ impl Core for head_core::Head {
 pub(crate) struct Driver<C> {
     core: C,
     store: Box<dyn StateStore>,
+    tenure: Tenure,
+    /// As nodes were told last.
+    heads: Heads,
     started: Instant,
     connections: Map<u64, Connection>,
     /// The connection of each admitted node.
@@ -77,10 +83,12 @@ struct Connection {
 }
 
 impl<C: Core> Driver<C> {
-    pub(crate) fn new(core: C, store: Box<dyn StateStore>) -> Self {
+    pub(crate) fn new(core: C, store: Box<dyn StateStore>, tenure: Tenure) -> Self {
         Self {
             core,
             store,
+            tenure,
+            heads: Heads::default(),
             started: Instant::now(),
             connections: Map::default(),
             nodes: Map::default(),
@@ -95,10 +103,31 @@ impl<C: Core> Driver<C> {
         }
     }
 
-    /// Runs until `shutdown`, then tells every node.
+    /// Runs until `shutdown`, or an error after which this head must do nothing more; then tells every node.
     pub(crate) async fn run(
         mut self,
+        inputs: mpsc::UnboundedReceiver<Input>,
+        position: Option<watch::Receiver<Position>>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), StoreError> {
+        let shared = position.is_some();
+        let ended = self.turns(inputs, position, shutdown).await;
+        let others = Heads { leader: String::new(), ..self.heads };
+        for connection in self.connections.values() {
+            match &ended {
+                Ok(()) if !shared => connection.outbox.end(Status::unavailable("the head is stopping")),
+                Ok(()) => connection.outbox.end(not_leading(&others)),
+                // What is still queued, a head said that may not lead any more.
+                Err(_) => connection.outbox.cut(not_leading(&others)),
+            }
+        }
+        ended
+    }
+
+    async fn turns(
+        &mut self,
         mut inputs: mpsc::UnboundedReceiver<Input>,
+        mut position: Option<watch::Receiver<Position>>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), StoreError> {
         tokio::pin!(shutdown);
@@ -106,15 +135,21 @@ impl<C: Core> Driver<C> {
         loop {
             let first = tokio::select! {
                 biased;
-                () = &mut shutdown => break,
+                () = &mut shutdown => return Ok(()),
+                heads = news(&mut position) => {
+                    self.tell_heads(heads);
+                    None
+                }
                 input = inputs.recv() => match input {
                     Some(input) => Some(input),
-                    None => break,
+                    None => return Ok(()),
                 },
                 () = tokio::time::sleep_until(next_tick) => None,
                 // Planning goes on, but streams are read and written between its slices.
                 () = tokio::task::yield_now(), if self.unfinished => None,
             };
+            // Before anything is done with it: this process may have slept (FENCE-1).
+            self.check_tenure()?;
             let mut tick = self.unfinished || Instant::now() >= next_tick;
             self.unfinished = false;
             if let Some(first) = first {
@@ -131,10 +166,27 @@ impl<C: Core> Driver<C> {
             }
             self.settle()?;
         }
-        for connection in self.connections.values() {
-            connection.outbox.end(Status::unavailable("the head is stopping"));
+    }
+
+    fn check_tenure(&self) -> Result<(), StoreError> {
+        if self.tenure.holds() {
+            return Ok(());
         }
-        Ok(())
+        Err(StoreError::Deposed(
+            "it could not renew its leadership, or was paused too long to know".to_owned(),
+        ))
+    }
+
+    fn tell_heads(&mut self, heads: Heads) {
+        if heads == self.heads {
+            return;
+        }
+        for number in self.nodes.values() {
+            if let Some(entry) = self.connections.get_mut(number) {
+                entry.pending.push(HeadToNode::Heads(heads.clone()));
+            }
+        }
+        self.heads = heads;
     }
 
     fn take(&mut self, input: Input) {
@@ -202,6 +254,9 @@ impl<C: Core> Driver<C> {
                     if let Some(entry) = self.connections.get_mut(&connection) {
                         entry.incarnation = Some(incarnation);
                         entry.pending.push(message);
+                        if !self.heads.all.is_empty() {
+                            entry.pending.push(HeadToNode::Heads(self.heads.clone()));
+                        }
                         self.nodes.insert(node, connection);
                         info!(%node, incarnation = incarnation.0, "node admitted");
                     }
@@ -228,7 +283,10 @@ impl<C: Core> Driver<C> {
                         entry.closing = Some(Status::aborted(reason));
                     }
                 }
-                Effect::Reply { number, reply } => {
+                Effect::Reply { number, mut reply } => {
+                    if let Ok(QueryReply::Status(status)) = &mut reply {
+                        status.heads = self.heads.clone();
+                    }
                     if let Some(answer) = self.questions.remove(&number) {
                         // Who asked may have gone.
                         let _ = answer.send(reply);
@@ -247,6 +305,8 @@ impl<C: Core> Driver<C> {
                 self.store.commit(&self.records)?;
                 self.records.clear();
             }
+            // Storing takes time, and so may stepping.
+            self.check_tenure()?;
             self.flush();
             if self.caused.is_empty() {
                 return Ok(());
@@ -312,6 +372,17 @@ impl<C: Core> Driver<C> {
         gateways.sort();
         gateways.into_iter().map(|(_, _, gateway)| gateway).collect()
     }
+}
+
+/// Where heads are, when that changes; at first at once.
+async fn news(position: &mut Option<watch::Receiver<Position>>) -> Heads {
+    if let Some(position) = position
+        && position.changed().await.is_ok()
+    {
+        return position.borrow_and_update().heads.clone();
+    }
+    // There is one head, or this one is about to end.
+    std::future::pending().await
 }
 
 impl Connection {

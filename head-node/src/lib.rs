@@ -6,10 +6,11 @@
 //! - [`store`]: what survives it, behind one trait; [`state`]: what it keeps there.
 //!
 //! Within: `service` turns gRPC calls into inputs, `driver` steps the core with them and carries its effects out,
-//! `outbox` is the bounded queue of one node (rule S7).
+//! `outbox` is the bounded queue of one node (rule S7); `leadership` says when a head leads, and `tenure` for how long.
 
 pub mod config;
 mod driver;
+mod leadership;
 mod outbox;
 mod serve;
 mod service;
@@ -17,6 +18,6 @@ pub mod state;
 pub mod store;
 mod tenure;
 
-pub use config::Config;
+pub use config::{Config, StateAt};
 pub use driver::Core;
 pub use serve::{HeadError, serve};

@@ -8,17 +8,17 @@ use cluster_proto::v1::head_server::HeadServer;
 use cluster_types::Span;
 use head_core::HeadConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::driver::{Core, Driver};
-use crate::service::HeadService;
-use crate::state::begin_term;
-use crate::store::{MemoryStore, RedbStore, StateStore, StoreError};
+use crate::leadership::Leadership;
+use crate::service::{Door, HeadService};
+use crate::store::StoreError;
 
 /// How long the streams may take to end after they were told that the head stops.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -35,27 +35,26 @@ pub enum HeadError {
 }
 
 /// Runs a head until `shutdown`. All of it runs on the calling thread's runtime; the core on the calling task alone.
+/// `new_core` is called whenever this head begins to lead: at once, unless others may. `ready` is called once the
+/// state store is there.
 ///
 /// # Errors
 /// If the state store fails, at the start or later, or the server does.
 pub async fn serve<C: Core>(
     config: Config,
-    new_core: impl FnOnce(HeadConfig) -> C,
+    mut new_core: impl FnMut(HeadConfig) -> C,
     listener: TcpListener,
+    ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HeadError> {
-    let mut store: Box<dyn StateStore> = match &config.state {
-        Some(path) => Box::new(RedbStore::open(path)?),
-        None => Box::new(MemoryStore::default()),
-    };
-    let term = begin_term(store.as_mut())?;
+    let mut leadership = Leadership::open(&config.state).await?;
     let loss_timeout = Span(u64::try_from(config.loss_timeout.as_micros()).unwrap_or(u64::MAX));
-    let core = new_core(HeadConfig { term, loss_timeout, ..HeadConfig::default() });
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    info!(term = term.0, address, "head started");
+    info!(address, "head started");
+    ready();
 
-    let (inputs, received) = mpsc::unbounded_channel();
-    let service = HeadServer::new(HeadService::new(inputs, config.outbox_limit))
+    let (door, seen) = watch::channel(Door::StandsBy(leadership.position()));
+    let service = HeadServer::new(HeadService::new(seen, config.outbox_limit))
         .max_decoding_message_size(MAX_GRPC_MESSAGE);
     let (stop, stopped) = oneshot::channel::<()>();
     let window = u32::try_from(8 * MAX_GRPC_PAYLOAD).unwrap_or(u32::MAX);
@@ -71,8 +70,34 @@ pub async fn serve<C: Core>(
         });
     tokio::pin!(server);
 
+    let lead = async {
+        tokio::pin!(shutdown);
+        loop {
+            let reign = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                reign = leadership.reign() => reign?,
+            };
+            info!(term = reign.term.0, address, "head leads");
+            let core = new_core(HeadConfig { term: reign.term, loss_timeout, ..HeadConfig::default() });
+            let (inputs, received) = mpsc::unbounded_channel();
+            door.send_replace(Door::Leads(inputs));
+            let driver = Driver::new(core, reign.store, reign.tenure);
+            match driver.run(received, leadership.position(), &mut shutdown).await {
+                Ok(()) => break,
+                Err(error) if leadership.can_return() => {
+                    door.send_replace(Door::StandsBy(leadership.position()));
+                    warn!(term = reign.term.0, %error, "head stands by");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        door.send_replace(Door::StandsBy(leadership.position()));
+        leadership.leave();
+        Ok(())
+    };
     tokio::select! {
-        ended = Driver::new(core, store).run(received, shutdown) => ended?,
+        ended = lead => ended?,
         ended = &mut server => return Ok(ended?),
     }
     drop(stop);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cluster_proto::heads::not_leading;
 use cluster_proto::limits::MAX_FRAME;
 use cluster_proto::stream::StreamEnd;
 use cluster_proto::v1::head_server::Head;
@@ -11,11 +12,12 @@ use cluster_proto::v1::{FindGatewayRequest, FindGatewayResponse, NodeFrame, Quer
 use cluster_proto::{Codec, WireError, check_protocol, decode_query, encode_reply};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{NodeHello, NodeToHead};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::outbox::{Outbox, Outgoing};
+use crate::store::etcd::Position;
 
 /// How long a connection may say nothing before it says who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,22 +40,41 @@ pub(crate) enum Disconnect {
     Broken(WireError),
 }
 
+/// Who answers.
+pub(crate) enum Door {
+    /// This head leads: its driver.
+    Leads(mpsc::UnboundedSender<Input>),
+    /// Another does, or nobody does yet.
+    StandsBy(Option<watch::Receiver<Position>>),
+}
+
 #[derive(Clone)]
 pub(crate) struct HeadService {
-    inputs: mpsc::UnboundedSender<Input>,
+    door: watch::Receiver<Door>,
     connections: Arc<AtomicU64>,
     outbox_limit: usize,
 }
 
 impl HeadService {
-    pub(crate) fn new(inputs: mpsc::UnboundedSender<Input>, outbox_limit: usize) -> Self {
-        Self { inputs, connections: Arc::new(AtomicU64::new(1)), outbox_limit }
+    pub(crate) fn new(door: watch::Receiver<Door>, outbox_limit: usize) -> Self {
+        Self { door, connections: Arc::new(AtomicU64::new(1)), outbox_limit }
+    }
+
+    /// The driver, or where to go instead.
+    fn inputs(&self) -> Result<mpsc::UnboundedSender<Input>, Status> {
+        match &*self.door.borrow() {
+            Door::Leads(inputs) => Ok(inputs.clone()),
+            Door::StandsBy(position) => {
+                let heads = position.as_ref().map(|position| position.borrow().heads.clone());
+                Err(not_leading(&heads.unwrap_or_default()))
+            }
+        }
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
         let stopping = || Status::unavailable("the head is stopping");
-        self.inputs.send(input(answer)).map_err(|_| stopping())?;
+        self.inputs()?.send(input(answer)).map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())
     }
 }
@@ -73,11 +94,11 @@ impl Head for HeadService {
             .map_err(|_| Status::deadline_exceeded("no hello came within five seconds"))??
             .ok_or_else(|| Status::invalid_argument("the stream ended before its hello"))?;
         let hello = Codec::decode_node_hello(first.payload).map_err(refusal)?;
+        let inputs = self.inputs()?;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let outbox = Outbox::new(self.outbox_limit);
         let connected = Input::Connected { connection, hello, same_host, outbox: outbox.clone() };
-        self.inputs.send(connected).map_err(|_| Status::unavailable("the head is stopping"))?;
-        let inputs = self.inputs.clone();
+        inputs.send(connected).map_err(|_| Status::unavailable("the head is stopping"))?;
         let reader = tokio::spawn(NodeReader { connection, inputs, reason: None }.read(frames));
         Ok(Response::new(Outgoing::new(&outbox, reader.abort_handle())))
     }

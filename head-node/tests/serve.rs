@@ -16,7 +16,7 @@ use cluster_proto::{Codec, decode_reply, encode_query};
 use cluster_types::query::{Query, QueryReply, StatusView, StoreUsage};
 use cluster_types::*;
 use head_core::{Effect, Event, HeadConfig, Record};
-use head_node::{Config, Core, serve};
+use head_node::{Config, Core, StateAt, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -102,10 +102,14 @@ impl Head {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = oneshot::channel();
         let log = seen.clone();
-        let core =
-            move |config: HeadConfig| Scripted { term: config.term, incarnation: 0, seen: log, unfinished };
+        let core = move |config: HeadConfig| Scripted {
+            term: config.term,
+            incarnation: 0,
+            seen: log.clone(),
+            unfinished,
+        };
         let daemon = tokio::spawn(async move {
-            serve(config, core, listener, async {
+            serve(config, core, listener, || {}, async {
                 let _ = stopped.await;
             })
             .await
@@ -359,7 +363,7 @@ async fn an_unfinished_step_is_followed_by_a_tick_at_once() {
 #[tokio::test]
 async fn the_term_rises_with_every_start_on_the_same_file() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { state: Some(dir.path().join("head.redb")), ..Config::new("secret") };
+    let config = Config { state: StateAt::File(dir.path().join("head.redb")), ..Config::new("secret") };
     for term in 1..=3 {
         let head = Head::with(config.clone(), 0).await;
         assert_eq!(head.status().await.term, term);

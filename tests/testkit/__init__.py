@@ -15,6 +15,7 @@ Everything a network made is gone when its ``with`` ends, and what a killed test
 the next network is made. It takes root's rights (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the commands ``ip`` and ``tc``.
 """
 
+from testkit.etcd import start_etcd
 from testkit.host import CommandFailed, Host
 from testkit.machine import Machine, RunProgram
 from testkit.network import Network
@@ -35,5 +36,6 @@ __all__ = [
     "TestkitUnavailable",
     "assert_nothing_left",
     "leftovers",
+    "start_etcd",
     "wait_until",
 ]

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use cluster_proto::heads::KnownHeads;
 use cluster_types::{Incarnation, NodeHello, NodeId, PROTOCOL_VERSION, Span};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
@@ -18,6 +19,9 @@ use crate::head_side::HeadSide;
 use crate::sockets::Listener;
 use crate::store_host::StoreHost;
 use crate::supervisor::{Supervisor, SupervisorConfig, raise_open_files};
+
+/// The file, in the daemon's directory, with the addresses of all heads that it knows of, commas between.
+pub const HEADS_NAME: &str = "heads";
 
 /// Executors kept idle for each job beyond those that worked lately.
 const IDLE_EXECUTORS: u32 = 2;
@@ -75,8 +79,10 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
                 tell_ready(&fd, &ready);
             }
         };
+        let file = config.dir.join(HEADS_NAME);
+        let learnt = move |heads: &KnownHeads| remember_heads(&file, heads);
         let ended = tokio::select! {
-            error = head_link::run(handle.clone(), config.head, config.token, hello, admitted) => Err(error),
+            error = head_link::run(handle.clone(), config.head, config.token, hello, learnt, admitted) => Err(error),
             () = listener.serve(handle.clone()) => Ok(()),
             () = told_to_end.leave(&handle, config.drain) => Ok(()),
             () = handle.left() => Ok(()),
@@ -282,6 +288,14 @@ fn bind(address: SocketAddr, what: &str, option: &str) -> Result<std::net::TcpLi
     })
 }
 
+/// For commands on this machine, which else know only the head that was named at the start.
+fn remember_heads(file: &Path, heads: &KnownHeads) {
+    let new = file.with_extension("new");
+    if let Err(error) = std::fs::write(&new, heads.list() + "\n").and_then(|()| std::fs::rename(&new, file)) {
+        tracing::warn!(%error, file = %file.display(), "cannot write down where heads are");
+    }
+}
+
 /// The name by which other machines reach this one: as told, or the address its way to the head leaves by.
 fn reachable_as(config: &WorkerConfig) -> Result<String, WorkerError> {
     if !config.advertise.is_empty() {
@@ -293,8 +307,9 @@ fn reachable_as(config: &WorkerConfig) -> Result<String, WorkerError> {
     }
     let any = if listening.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let found = UdpSocket::bind(any).and_then(|socket| {
-        // Sends nothing; it only chooses the way.
-        socket.connect(config.head.as_str())?;
+        // Sends nothing; it only chooses the way, to the first head whose name is known.
+        let ways: Vec<_> = config.head.split(',').map(|head| socket.connect(head)).collect();
+        ways.into_iter().find(Result::is_ok).unwrap_or_else(|| socket.connect(config.head.as_str()))?;
         socket.local_addr()
     });
     let address: SocketAddr = found.map_err(WorkerError::io(format!(

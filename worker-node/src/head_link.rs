@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use cluster_proto::auth::AddToken;
 use cluster_proto::frame::FrameReader;
+use cluster_proto::heads::{KnownHeads, heads_of};
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1::head_client::HeadClient;
 use cluster_proto::{Codec, v1};
-use cluster_types::{HeadToNode, NodeHello, NodeToHead};
+use cluster_types::{HeadToNode, Heads, NodeHello, NodeToHead};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -28,10 +29,18 @@ use crate::event_loop::Handle;
 
 /// Nobody at the address is an error after this, at the daemon's start.
 const FIRST_CONNECT: Duration = Duration::from_millis(3_500);
+/// There are heads, and none leads: that too is an error then.
+const FIRST_LEADER: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_millis(1_500);
 const ANSWER: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Where one of several heads will lead soon.
+const BACKOFF_SEVERAL: Duration = Duration::from_millis(200);
+/// How often a connection is tried out while nothing comes, and for how long. With several heads another may lead long
+/// before a connection to one that was paused, or cut off, is closed by anybody.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(4));
+const ALIVE_SEVERAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 /// Untold messages beyond this: the connection is of no use.
 const BACKLOG_MAX: usize = 256 << 20;
 
@@ -100,33 +109,53 @@ enum Parted {
     Lost(String),
     /// It would be the same again.
     Refused(String),
+    /// It stands by.
+    NotLeading(Heads),
 }
 
-/// Talks to the head for ever; returns only with an error that ends the daemon. `admitted` is called once.
+/// Talks to the head for ever, whichever leads; returns only with an error that ends the daemon. `addresses` are those of
+/// heads, with commas between. `learnt` is told all that are known when that changes; `admitted` is called once.
 pub(crate) async fn run(
     handle: Handle,
-    address: String,
+    addresses: String,
     token: String,
     mut hello: NodeHello,
+    learnt: impl Fn(&KnownHeads),
     admitted: impl FnOnce(),
 ) -> WorkerError {
     let mut admitted = Some(admitted);
+    let mut heads = KnownHeads::new(&addresses);
     let start = Instant::now();
     let mut backoff = BACKOFF_MIN;
+    let mut some_head_answered = false;
     loop {
+        let address = heads.next(Instant::now());
         let mut was_admitted = false;
         let first_hello = hello.clone();
-        let mut on_message = |message: &HeadToNode| {
-            if let HeadToNode::Admitted { term, incarnation, .. } = message {
+        let alive = if heads.are_several() { ALIVE_SEVERAL } else { ALIVE };
+        let mut on_message = |message: &HeadToNode| match message {
+            HeadToNode::Admitted { term, incarnation, .. }
+            | HeadToNode::Resumed { term, incarnation, .. } => {
+                // FENCE-1: who led before does not lead again, except where all its state was taken away.
+                if heads.are_several() && hello.previous.is_some_and(|(last, _)| *term < last) {
+                    return Err(format!("it leads in {term:?}, and a later one has begun"));
+                }
                 was_admitted = true;
                 hello.previous = Some((*term, *incarnation));
                 tracing::info!(%address, ?term, ?incarnation, "admitted by the head");
                 if let Some(admitted) = admitted.take() {
                     admitted();
                 }
+                Ok(())
             }
+            HeadToNode::Heads(known) => {
+                heads.learn(known);
+                learnt(&heads);
+                Ok(())
+            }
+            _ => Ok(()),
         };
-        let parted = converse(&handle, &address, &token, &first_hello, &mut on_message).await;
+        let parted = converse(&handle, &address, &token, &first_hello, alive, &mut on_message).await;
         {
             let mut daemon = handle.borrow();
             daemon.disconnect_head();
@@ -135,21 +164,43 @@ pub(crate) async fn run(
                 daemon.pump();
             }
         }
+        let starting = admitted.is_some();
         match parted {
-            Parted::Refused(reason) if !was_admitted => return WorkerError::Refused { address, reason },
-            Parted::Lost(reason) if admitted.is_some() && start.elapsed() > FIRST_CONNECT => {
-                return WorkerError::HeadUnreachable { address, reason };
+            Parted::Refused(reason) if !was_admitted && !heads.are_several() => {
+                return WorkerError::Refused { address, reason };
+            }
+            Parted::Refused(reason) if starting => return WorkerError::Refused { address, reason },
+            Parted::Lost(reason) if starting && !some_head_answered && start.elapsed() > FIRST_CONNECT => {
+                return WorkerError::HeadUnreachable { address: heads.list(), reason };
+            }
+            Parted::NotLeading(_) if starting && start.elapsed() > FIRST_LEADER => {
+                let reason = "there are heads, and none of them leads".to_owned();
+                return WorkerError::HeadUnreachable { address: heads.list(), reason };
             }
             Parted::Lost(reason) | Parted::Refused(reason) => {
                 tracing::warn!(%address, reason, "no head; connecting again");
+                heads.unreachable(&address, Instant::now());
+            }
+            Parted::NotLeading(known) => {
+                some_head_answered = true;
+                tracing::info!(%address, leader = known.leader, "this head does not lead");
+                heads.learn(&known);
+                learnt(&heads);
+                // Another knows already who does.
+                if !known.leader.is_empty() {
+                    backoff = BACKOFF_MIN;
+                }
             }
         }
         if was_admitted {
             backoff = BACKOFF_MIN;
         }
         tokio::time::sleep(backoff).await;
-        backoff =
-            (backoff * 2).min(if admitted.is_some() { Duration::from_millis(500) } else { BACKOFF_MAX });
+        backoff = (backoff * 2).min(match (heads.are_several(), starting) {
+            (true, _) => BACKOFF_SEVERAL,
+            (false, true) => Duration::from_millis(500),
+            (false, false) => BACKOFF_MAX,
+        });
     }
 }
 
@@ -158,7 +209,8 @@ async fn converse(
     address: &str,
     token: &str,
     hello: &NodeHello,
-    on_message: &mut impl FnMut(&HeadToNode),
+    alive: (Duration, Duration),
+    on_message: &mut impl FnMut(&HeadToNode) -> Result<(), String>,
 ) -> Parted {
     let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
         Ok(endpoint) => endpoint,
@@ -166,8 +218,8 @@ async fn converse(
     };
     let endpoint = endpoint
         .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(4))
+        .http2_keep_alive_interval(alive.0)
+        .keep_alive_timeout(alive.1)
         .tcp_nodelay(true);
     let channel = match endpoint.connect().await {
         Ok(channel) => channel,
@@ -213,7 +265,9 @@ async fn converse(
             Err(error) => return Parted::Lost(error.to_string()),
         };
         for message in messages {
-            on_message(&message);
+            if let Err(reason) = on_message(&message) {
+                return Parted::Lost(reason);
+            }
             daemon.push(Event::FromHead(message));
         }
         daemon.pump();
@@ -221,6 +275,9 @@ async fn converse(
 }
 
 fn parted(status: &Status) -> Parted {
+    if let Some(heads) = heads_of(status) {
+        return Parted::NotLeading(heads);
+    }
     let reason = status.message().to_owned();
     match status.code() {
         Code::Unauthenticated

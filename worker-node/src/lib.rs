@@ -35,5 +35,6 @@ mod tests;
 mod tunnels;
 
 pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
+pub use daemon::HEADS_NAME;
 pub use daemon::{run_embedded, run_worker};
 pub use sockets::SOCKET_NAME;

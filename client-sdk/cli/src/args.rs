@@ -44,6 +44,7 @@ Examples:
   cluster up --num-cpus 4 --num-gpus 1 --memory 16GiB --object-store-memory 4GiB
   cluster up --host 10.0.0.1                         let other machines join
   cluster up --join 10.0.0.1:8264 --label zone=west  join, from another machine
+  cluster up --state etcd://e1:2379,e2:2379,e3:2379  on several machines, which can stand in for each other
   cluster up --config cluster.toml
 
 Every setting can come from its flag, its environment variable or the file, in this order. The file has the flags'
@@ -164,9 +165,14 @@ pub struct OfferArgs {
 
 #[derive(Args, Debug)]
 pub struct UpArgs {
-    /// Join the cluster whose head is at this address instead of starting one
+    /// Join the cluster whose head is at this address (any of its heads', or several with commas between) instead of
+    /// starting one
     #[arg(long, value_name = "HOST:PORT")]
     pub join: Option<String>,
+    /// Keep the cluster's state in this etcd, etcd://HOST:PORT,HOST:PORT,...[/NAME]: of all machines that are started so
+    /// one leads, and another takes over when it fails [default: a file on this machine]
+    #[arg(long, env = "CLUSTER_STATE", value_name = "URL")]
+    pub state: Option<String>,
     #[command(flatten)]
     pub offer: OfferArgs,
     /// The address to listen on [default: 127.0.0.1; with --join, the address that faces the head]
@@ -216,7 +222,7 @@ pub struct DownArgs {
 
 #[derive(Args, Debug, Default)]
 pub struct AskArgs {
-    /// The cluster's head [default: the one started on this machine]
+    /// The cluster's head, any of them or several with commas between [default: the one started on this machine]
     #[arg(long, env = "CLUSTER_ADDRESS", value_name = "HOST:PORT", help_heading = "General")]
     pub address: Option<String>,
     #[command(flatten)]

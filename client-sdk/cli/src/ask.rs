@@ -1,15 +1,16 @@
 //! `cluster status`, `list` and `why`: one question to the head.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_proto::auth::AddToken;
+use cluster_proto::heads::{KnownHeads, heads_of};
 use cluster_proto::limits::MAX_FRAME;
 use cluster_proto::v1::QueryRequest;
 use cluster_proto::v1::head_client::HeadClient;
 use cluster_proto::{decode_reply, encode_query};
-use cluster_types::PROTOCOL_VERSION;
 use cluster_types::query::{Query, QueryReply};
+use cluster_types::{Heads, PROTOCOL_VERSION};
 use serde::Serialize;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
@@ -22,6 +23,10 @@ use crate::views::{ActorReport, GroupReport, NodeReport, ObjectReport, StatusRep
 
 /// Connecting and the answer, each: together below the five seconds within which a person is told.
 const PATIENCE: Duration = Duration::from_millis(2200);
+
+/// How long a cluster of several heads may be without a leader before that is what is said.
+const ELECTION: Duration = Duration::from_secs(8);
+const PAUSE: Duration = Duration::from_millis(200);
 
 pub fn status(args: &AskArgs) -> Result<(), CliError> {
     let (address, reply) = ask(args, Query::Status)?;
@@ -102,10 +107,10 @@ pub fn other_answer() -> CliError {
 /// The answer, and who gave it.
 pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliError> {
     let config = AskConfig::new(args)?;
-    let address = match &config.address {
+    let addresses = match &config.address {
         Some(address) => address.clone(),
         None => match config.dir.read_cluster_file() {
-            Some(file) => file.address,
+            Some(file) => [vec![file.address], config.dir.other_heads()].concat().join(","),
             None => {
                 return Err(CliError::Unreachable(format!(
                     "no cluster was started in {}: `cluster up` starts one; --address or CLUSTER_ADDRESS names one \
@@ -120,13 +125,51 @@ pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliErro
         .enable_all()
         .build()
         .map_err(CliError::io("start the event loop"))?;
-    let reply = runtime.block_on(ask_head(&address, &token, &query));
+    let reply = runtime.block_on(ask_heads(&addresses, &token, &query));
     // A resolver that hangs must not hold up the sentence about it.
     runtime.shutdown_background();
-    Ok((address, reply?))
+    reply
 }
 
-async fn ask_head(address: &str, token: &str, query: &Query) -> Result<QueryReply, CliError> {
+/// Asks one head after the other until one that leads answers.
+async fn ask_heads(addresses: &str, token: &str, query: &Query) -> Result<(String, QueryReply), CliError> {
+    let mut heads = KnownHeads::new(addresses);
+    let begun = Instant::now();
+    loop {
+        let address = heads.next(Instant::now());
+        let error = match ask_head(&address, token, query).await {
+            Ok(reply) => return Ok((address, reply)),
+            Err(NoAnswer::Elsewhere(known, error)) => {
+                heads.learn(&known);
+                error
+            }
+            Err(NoAnswer::Failed(error @ CliError::Unreachable(_))) if heads.are_several() => {
+                heads.unreachable(&address, Instant::now());
+                error
+            }
+            Err(NoAnswer::Failed(error)) => return Err(error),
+        };
+        if begun.elapsed() > ELECTION {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Why a head did not answer the question.
+enum NoAnswer {
+    /// Another may.
+    Elsewhere(Heads, CliError),
+    Failed(CliError),
+}
+
+impl From<CliError> for NoAnswer {
+    fn from(error: CliError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn ask_head(address: &str, token: &str, query: &Query) -> Result<QueryReply, NoAnswer> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| CliError::Usage(format!("`{address}` is no address: write HOST:PORT")))?
         .connect_timeout(PATIENCE);
@@ -140,11 +183,14 @@ async fn ask_head(address: &str, token: &str, query: &Query) -> Result<QueryRepl
     let response = tokio::time::timeout(PATIENCE, head.ask(request))
         .await
         .map_err(|_| unreachable(address, "something listens there and does not answer"))?
-        .map_err(|status| refused(address, &status))?
+        .map_err(|status| match heads_of(&status) {
+            Some(heads) => NoAnswer::Elsewhere(heads, unreachable(address, status.message())),
+            None => NoAnswer::Failed(refused(address, &status)),
+        })?
         .into_inner();
     let reply = decode_reply(response.reply.unwrap_or_default())
         .map_err(|error| CliError::Failed(format!("the answer of {address} makes no sense: {error}")))?;
-    reply.map_err(CliError::Failed)
+    Ok(reply.map_err(CliError::Failed)?)
 }
 
 fn unreachable(address: &str, reason: &str) -> CliError {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use head_node::store::etcd::{BadUrl, EtcdUrl};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -20,7 +21,7 @@ pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
 const DRAIN_SECONDS: f64 = 25.0;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "host",
     "advertise",
     "port",
@@ -39,6 +40,7 @@ const KEYS: [&str; 20] = [
     "token_file",
     "address",
     "join",
+    "state",
     "loss_timeout_seconds",
     "drain_seconds",
 ];
@@ -70,6 +72,7 @@ pub struct FileConfig {
     token_file: Option<PathBuf>,
     address: Option<String>,
     join: Option<String>,
+    state: Option<String>,
     loss_timeout_seconds: Option<f64>,
     drain_seconds: Option<f64>,
 }
@@ -79,6 +82,8 @@ pub struct FileConfig {
 pub struct UpConfig {
     pub dir: RunDir,
     pub join: Option<String>,
+    /// The etcd that several heads share; `None`: this head is the only one and keeps its state in a file.
+    pub state: Option<EtcdUrl>,
     /// `None`: nobody said; what it becomes depends on `join`.
     pub host: Option<IpAddr>,
     pub advertise: String,
@@ -158,11 +163,24 @@ impl UpConfig {
                 "`drain_seconds` is {drain}; it must lie between 0 (end at once) and a million"
             )));
         }
+        let state = args.state.clone().filter(|url| !url.is_empty()).or(file.state.clone());
+        let state: Option<EtcdUrl> = state
+            .map(|url| url.parse())
+            .transpose()
+            .map_err(|error: BadUrl| CliError::Usage(error.to_string()))?;
+        let join = args.join.clone().or(file.join.clone());
+        let join = join.map(|address| whole_addresses(&address)).transpose()?;
+        if let (Some(url), Some(join)) = (&state, &join) {
+            return Err(CliError::Usage(format!(
+                "--state {url} starts a head on this machine, and --join {join} joins another's: give one of them"
+            )));
+        }
         let drain = args.drain.unwrap_or(Duration::from_secs_f64(drain));
         Ok(Self {
             drain_ms: drain.as_millis() as u64,
             dir: run_dir(&args.place, &file),
-            join: args.join.clone().or(file.join).map(|address| whole_address(&address)).transpose()?,
+            join,
+            state,
             host: args.host.or(file.host),
             advertise: args.advertise.clone().or(file.advertise).unwrap_or_default(),
             port: args.port.or(file.port).unwrap_or(DEFAULT_PORT),
@@ -188,12 +206,16 @@ impl UpConfig {
         })
     }
 
-    /// What the daemons listen on: loopback unless told otherwise, or when joining what another machine offers.
+    /// What the daemons listen on: loopback unless told otherwise, or when other machines are part of it.
     pub fn listen_host(&self) -> IpAddr {
         match (&self.host, &self.join) {
             (Some(host), _) => *host,
-            (None, Some(head)) => facing(head).unwrap_or(Ipv4Addr::LOCALHOST.into()),
-            (None, None) => Ipv4Addr::LOCALHOST.into(),
+            (None, Some(heads)) => facing_any(heads.split(',')),
+            // Heads that share an etcd reach each other.
+            (None, None) => match &self.state {
+                Some(url) => facing_any(url.members.iter().map(String::as_str)),
+                None => Ipv4Addr::LOCALHOST.into(),
+            },
         }
     }
 }
@@ -221,7 +243,7 @@ impl AskConfig {
             args.address.clone().filter(|address| !address.is_empty()).or_else(|| file.address.clone());
         Ok(Self {
             dir: run_dir(&args.place, &file),
-            address: address.map(|address| whole_address(&address)).transpose()?,
+            address: address.map(|address| whole_addresses(&address)).transpose()?,
             token_file: token_file(&args.token, file.token_file.as_deref()),
         })
     }
@@ -266,6 +288,12 @@ fn token_file(args: &TokenArgs, file: Option<&Path>) -> Option<PathBuf> {
         .or_else(|| file.map(Path::to_path_buf))
 }
 
+/// Heads of one cluster, with commas between.
+fn whole_addresses(addresses: &str) -> Result<String, CliError> {
+    let each: Result<Vec<_>, _> = addresses.split(',').map(whole_address).collect();
+    Ok(each?.join(","))
+}
+
 /// `host:port`, or `host` for the default port.
 fn whole_address(address: &str) -> Result<String, CliError> {
     let whole = with_port(address.trim());
@@ -300,6 +328,11 @@ pub fn facing(address: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(target).ok()?;
     socket.local_addr().ok().map(|local| local.ip())
+}
+
+/// Where this machine faces the first of these that can be resolved.
+fn facing_any<'a>(mut addresses: impl Iterator<Item = &'a str>) -> IpAddr {
+    addresses.find_map(facing).unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 /// The known key that takes the fewest changes to reach.

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use head_node::store::StoreError;
+use head_node::store::etcd::BadUrl;
+use head_node::{HeadError, StateAt};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use worker_node::{EmbeddedConfig, Offer, WorkerConfig, WorkerError};
@@ -19,6 +22,10 @@ pub struct HeadSettings {
     pub listen: SocketAddr,
     pub token_file: PathBuf,
     pub state: PathBuf,
+    /// `etcd://...`: instead of the file.
+    pub state_url: Option<String>,
+    /// `host:port` where others reach this head.
+    pub address: String,
     pub loss_timeout_ms: u64,
 }
 
@@ -51,7 +58,7 @@ pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
         let mut term = signal(SignalKind::terminate()).map_err(CliError::io("handle SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::io("handle SIGINT"))?;
         let config = head_node::Config {
-            state: Some(settings.state),
+            state: state_at(&settings)?,
             loss_timeout: Duration::from_millis(settings.loss_timeout_ms),
             ..head_node::Config::new(token(&settings.token_file)?)
         };
@@ -61,15 +68,29 @@ pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
                 _ = interrupt.recv() => {}
             }
         };
-        rustix::io::write(&ready, b"{}\n")
-            .map_err(|error| CliError::io("say that the head is ready")(error.into()))?;
-        drop(ready);
-        head_node::serve(config, head_core::Head::new, listener, shutdown)
-            .await
-            .map_err(|error| CliError::Failed(error.to_string()))
+        let ready = move || {
+            // Whoever started this may have gone.
+            let _ = rustix::io::write(&ready, b"{}\n");
+        };
+        head_node::serve(config, head_core::Head::new, listener, ready, shutdown).await.map_err(|error| {
+            match error {
+                HeadError::Store(StoreError::Etcd(_)) => CliError::Unreachable(error.to_string()),
+                error => CliError::Failed(error.to_string()),
+            }
+        })
     });
     runtime.shutdown_background();
     ended
+}
+
+fn state_at(settings: &HeadSettings) -> Result<StateAt, CliError> {
+    Ok(match &settings.state_url {
+        None => StateAt::File(settings.state.clone()),
+        Some(url) => StateAt::Etcd {
+            url: url.parse().map_err(|error: BadUrl| CliError::Usage(error.to_string()))?,
+            address: settings.address.clone(),
+        },
+    })
 }
 
 fn cannot_listen(settings: &HeadSettings, error: &std::io::Error) -> CliError {

@@ -112,6 +112,12 @@ impl RunDir {
         write().map_err(CliError::io(format!("write {}", path.display())))
     }
 
+    /// Heads elsewhere that the daemon here has heard of.
+    pub fn other_heads(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.0.join(worker_node::HEADS_NAME)).unwrap_or_default();
+        text.trim().split(',').filter(|head| !head.is_empty()).map(str::to_owned).collect()
+    }
+
     pub fn read_cluster_file(&self) -> Option<ClusterFile> {
         serde_json::from_slice(&std::fs::read(self.cluster_file()).ok()?).ok()
     }

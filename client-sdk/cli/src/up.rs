@@ -94,6 +94,8 @@ fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
                 listen: SocketAddr::new(host, config.port),
                 token_file: dir.token(),
                 state: dir.state(),
+                state_url: config.state.as_ref().map(ToString::to_string),
+                address: outside(config),
                 loss_timeout_ms: config.loss_timeout_ms,
             };
             let (pid, _) = start_daemon(dir, "head", &settings)?;
@@ -132,6 +134,18 @@ fn near(host: IpAddr) -> IpAddr {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
         host => host,
+    }
+}
+
+/// The head of this machine, as others reach it.
+fn outside(config: &UpConfig) -> String {
+    let host = config.listen_host();
+    match config.advertise.as_str() {
+        "" if host.is_unspecified() => {
+            SocketAddr::new(facing(ELSEWHERE).unwrap_or(near(host)), config.port).to_string()
+        }
+        "" => SocketAddr::new(near(host), config.port).to_string(),
+        name => format!("{name}:{}", config.port),
     }
 }
 
@@ -247,15 +261,10 @@ fn report(config: &UpConfig, cluster: ClusterFile, json: bool) -> Result<(), Cli
     let address = &cluster.address;
     let token_file = cluster.token_file.display().to_string();
     let host = config.listen_host();
-    let outside = match (config.advertise.as_str(), &config.join) {
-        (_, Some(head)) => head.clone(),
-        ("", None) if host.is_unspecified() => {
-            SocketAddr::new(facing(ELSEWHERE).unwrap_or(near(host)), config.port).to_string()
-        }
-        ("", None) => address.clone(),
-        (name, None) => format!("{name}:{}", config.port),
-    };
-    let join_command = format!("cluster up --join {outside} --token-file TOKEN_FILE");
+    let join_command = format!(
+        "cluster up --join {} --token-file TOKEN_FILE",
+        config.join.clone().unwrap_or_else(|| outside(config))
+    );
     let mut out = std::io::stdout().lock();
     if json {
         let report = UpReport { cluster, join_command };
@@ -271,6 +280,10 @@ fn report(config: &UpConfig, cluster: ClusterFile, json: bool) -> Result<(), Cli
     if config.join.is_none() {
         writeln!(out, "\n  Another machine joins with a copy of {token_file} and")?;
         writeln!(out, "      {join_command}")?;
+        if let Some(url) = &config.state {
+            writeln!(out, "\n  Another head stands by for this one with a copy of it and")?;
+            writeln!(out, "      cluster up --state {url} --token-file TOKEN_FILE")?;
+        }
         if host.is_loopback() {
             writeln!(
                 out,

@@ -37,18 +37,26 @@ pub struct StatusReport {
     resources: ResourcesReport,
     objects: u64,
     store: StoreUsage,
+    /// Those that can take the leader's place.
+    standbys: Vec<String>,
 }
 
 impl StatusReport {
     pub fn new(address: String, view: StatusView) -> Self {
         let resources = ResourcesReport { total: view.total, available: view.available };
-        let StatusView { term, nodes, drivers, tasks, objects, store, .. } = view;
-        Self { address, term, nodes, drivers, tasks, resources, objects, store }
+        let StatusView { term, nodes, drivers, tasks, objects, store, heads, .. } = view;
+        // As the heads call each other; this machine may reach the leader by another name.
+        let address = if heads.leader.is_empty() { address } else { heads.leader.clone() };
+        let standbys = heads.all.into_iter().filter(|head| *head != heads.leader).collect();
+        Self { address, term, nodes, drivers, tasks, resources, objects, store, standbys }
     }
 
     pub fn text(&self) -> String {
         let mut lines = vec![format!("Cluster at {}", self.address)];
         let mut line = |name: &str, text: String| lines.push(format!("  {name:<10}{text}"));
+        if !self.standbys.is_empty() {
+            line("standbys", self.standbys.join(", "));
+        }
         line("nodes", count(self.nodes.into()));
         line("drivers", count(self.drivers.into()));
         let tasks: Vec<_> = self.tasks.iter().filter(|(_, number)| **number > 0).collect();
@@ -436,6 +444,7 @@ fn short_id(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster_types::Heads;
 
     const MIB: u64 = 1 << 20;
 
@@ -481,7 +490,14 @@ mod tests {
             available: map(&[("CPU", 2.5), ("memory", 8e9), ("tpu", 1.0)]),
             objects: 12,
             store: store(),
+            heads: Heads::default(),
         };
+        let shared = StatusView {
+            heads: Heads { leader: "b:1".into(), all: vec!["a:1".into(), "b:1".into(), "c:1".into()] },
+            ..view.clone()
+        };
+        let text = StatusReport::new("127.0.0.1:8264".into(), shared).text();
+        assert!(text.starts_with("Cluster at b:1\n  standbys  a:1, c:1\n"), "{text}");
         let report = StatusReport::new("127.0.0.1:8264".into(), view);
         insta::assert_snapshot!(checked(report.text()), @r"
         Cluster at 127.0.0.1:8264

@@ -128,9 +128,10 @@ def _token(directory: Path) -> tuple[str, str]:
 
 
 def _check_address(address: str) -> None:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264")
+    for head in address.split(","):
+        host, colon, port = head.strip().rpartition(":")
+        if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264")
 
 
 def _here(directory: Path) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _connect(address: str, info: dict[str, Any]) -> _native.Client:
     token, without = _token(directory)
     try:
         # A daemon of that cluster on this machine shares its memory.
-        if here.get("address") == address and os.path.exists(here.get("node_socket") or ""):
+        if here.get("address") in address.split(",") and os.path.exists(here.get("node_socket") or ""):
             return _native.Client.driver(token, info, socket=here["node_socket"])
         return _native.Client.driver(token, info, address=address)
     except ConnectionRefusedByClusterError as error:

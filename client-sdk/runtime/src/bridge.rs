@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use cluster_proto::auth::AddToken;
 use cluster_proto::frame::{FrameReader, write_frame};
+use cluster_proto::heads::{KnownHeads, heads_of};
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1::client_service_client::ClientServiceClient;
 use cluster_proto::v1::head_client::HeadClient;
 use cluster_proto::v1::{ClientFrame, FindGatewayRequest, NodeFrame};
 use cluster_store::with_signals_blocked;
-use cluster_types::PROTOCOL_VERSION;
+use cluster_types::{Heads, PROTOCOL_VERSION};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
@@ -26,6 +27,10 @@ use crate::{ConnectError, Interrupt};
 /// Frames on their way into the stream; past it the socket is not read, and the client gathers.
 const FRAMES_MAX: usize = 16;
 const PIECE: Duration = Duration::from_millis(100);
+/// How long one of several heads may take.
+const ONE_HEAD: Duration = Duration::from_secs(2);
+/// Before the next is asked.
+const AGAIN: Duration = Duration::from_millis(200);
 
 type Gateway = ClientServiceClient<InterceptedService<Channel, AddToken>>;
 
@@ -45,7 +50,7 @@ pub(crate) fn open(
     let bridge = move || {
         runtime.block_on(async {
             let patience = deadline.saturating_duration_since(Instant::now());
-            let gateway = match tokio::time::timeout(patience, find(&address, &token)).await {
+            let gateway = match tokio::time::timeout(patience, find(&address, &token, deadline)).await {
                 Ok(found) => found,
                 Err(_) => Err(unreachable(&address, "it did not answer in time")),
             };
@@ -102,14 +107,64 @@ fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
         .keep_alive_while_idle(true))
 }
 
-async fn find(address: &str, token: &str) -> Result<(Gateway, String), ConnectError> {
-    let channel =
-        endpoint(address)?.connect().await.map_err(|error| unreachable(address, &innermost(&error)))?;
+/// Asks one head after the other, for the cluster may be without a leader for a while.
+async fn find(addresses: &str, token: &str, deadline: Instant) -> Result<(Gateway, String), ConnectError> {
+    let mut heads = KnownHeads::new(addresses);
+    loop {
+        let now = Instant::now();
+        let address = heads.next(now);
+        let patience = deadline.saturating_duration_since(now);
+        let patience = if heads.are_several() { patience.min(ONE_HEAD) } else { patience };
+        let error = match ask(&address, token, patience).await {
+            Ok(gateways) => match reach(&address, gateways, token).await {
+                // Nodes may be on their way to a head that leads since a moment ago.
+                Err(error) if heads.are_several() => error,
+                outcome => return outcome,
+            },
+            Err(Unanswered::Elsewhere(known, error)) => {
+                heads.learn(&known);
+                error
+            }
+            Err(Unanswered::Failed(error @ ConnectError::Unreachable(_))) if heads.are_several() => {
+                heads.unreachable(&address, Instant::now());
+                error
+            }
+            Err(Unanswered::Failed(error)) => return Err(error),
+        };
+        if Instant::now() + AGAIN >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Why a head named no gateways.
+enum Unanswered {
+    /// Another may.
+    Elsewhere(Heads, ConnectError),
+    Failed(ConnectError),
+}
+
+/// The gateways that this head knows.
+async fn ask(address: &str, token: &str, patience: Duration) -> Result<Vec<String>, Unanswered> {
+    let endpoint = endpoint(address).map_err(Unanswered::Failed)?.connect_timeout(patience);
+    let failed = |why: &str| Unanswered::Failed(unreachable(address, why));
+    let channel = endpoint.connect().await.map_err(|error| failed(&innermost(&error)))?;
     let mut head = HeadClient::with_interceptor(channel, AddToken::new(token));
     let request = FindGatewayRequest { protocol: PROTOCOL_VERSION };
-    let answer = head.find_gateway(request).await.map_err(|status| refused(address, &status))?;
+    let answer = tokio::time::timeout(patience, head.find_gateway(request)).await;
+    match answer.map_err(|_| failed("it did not answer in time"))? {
+        Ok(answer) => Ok(answer.into_inner().addresses),
+        Err(status) => Err(match heads_of(&status) {
+            Some(heads) => Unanswered::Elsewhere(heads, unreachable(address, status.message())),
+            None => Unanswered::Failed(refused(address, &status)),
+        }),
+    }
+}
+
+async fn reach(address: &str, gateways: Vec<String>, token: &str) -> Result<(Gateway, String), ConnectError> {
     let mut failed = Vec::new();
-    for gateway in answer.into_inner().addresses {
+    for gateway in gateways {
         match endpoint(&gateway)?.connect().await {
             Ok(channel) => {
                 let client = ClientServiceClient::with_interceptor(channel, AddToken::new(token))

@@ -241,9 +241,8 @@ fn a_lost_head_is_told_to_the_core_and_found_again() {
         let (head, address) = fake_head().await;
         let admitted = Rc::new(RefCell::new(0));
         let count = admitted.clone();
-        let run = crate::head_link::run(handle, address, TOKEN.to_owned(), node_hello(), move || {
-            *count.borrow_mut() += 1;
-        });
+        let admit = move || *count.borrow_mut() += 1;
+        let run = crate::head_link::run(handle, address, TOKEN.to_owned(), node_hello(), |_| {}, admit);
         tokio::task::spawn_local(run);
         until(|| head.hellos.lock().unwrap().len() >= 3).await;
         assert_eq!(*admitted.borrow(), 1);
@@ -263,14 +262,16 @@ fn a_wrong_token_and_an_empty_address_are_errors_at_once() {
     on_one_thread(async {
         let (_head, address) = fake_head().await;
         let (handle, _) = daemon();
-        let ended = crate::head_link::run(handle, address, "a guess".to_owned(), node_hello(), || {}).await;
+        let ended =
+            crate::head_link::run(handle, address, "a guess".to_owned(), node_hello(), |_| {}, || {}).await;
         assert!(matches!(ended, WorkerError::Refused { .. }), "{ended}");
         assert!(ended.to_string().contains("the token is not this cluster's"), "{ended}");
 
         let start = Instant::now();
         let (handle, _) = daemon();
         let nobody = "127.0.0.1:1".to_owned();
-        let ended = crate::head_link::run(handle, nobody, TOKEN.to_owned(), node_hello(), || {}).await;
+        let ended =
+            crate::head_link::run(handle, nobody, TOKEN.to_owned(), node_hello(), |_| {}, || {}).await;
         assert!(matches!(ended, WorkerError::HeadUnreachable { .. }), "{ended}");
         assert!(ended.to_string().starts_with("no head at 127.0.0.1:1 ("), "{ended}");
         assert!(start.elapsed() < Duration::from_secs(5));

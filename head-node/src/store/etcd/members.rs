@@ -11,10 +11,10 @@ use tonic::Code;
 
 use super::url::EtcdUrl;
 
-/// How long one member may take. Longer than a healthy one ever does, short enough to ask all three of an etcd before
-/// a leader's time is over.
-const ATTEMPT: Duration = Duration::from_millis(700);
-const CONNECT: Duration = Duration::from_millis(500);
+/// How long one member may take: longer than a healthy one does, and short enough to ask all three of an etcd several
+/// times before a leader's time is over. What was not answered may be asked again, see `session`.
+const ATTEMPT: Duration = Duration::from_millis(400);
+const CONNECT: Duration = Duration::from_millis(300);
 /// Between two attempts that failed at once.
 const PAUSE: Duration = Duration::from_millis(50);
 /// A whole table may come in one answer.

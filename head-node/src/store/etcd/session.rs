@@ -21,14 +21,15 @@ use crate::store::{Entry, StoreError, Table, Write};
 use crate::tenure::{Moment, Tenure};
 
 /// A leader renews so often,
-const RENEW: Duration = Duration::from_millis(500);
-/// acts no more when its last renewal was begun longer ago than this,
-const LEADS_FOR: Duration = Duration::from_millis(2_500);
+const RENEW: Duration = Duration::from_millis(400);
+/// acts no more when its last renewal was begun longer ago than this (which is about what an etcd needs whose own leader
+/// is lost: that alone must not depose ours),
+const LEADS_FOR: Duration = Duration::from_millis(3_200);
 /// and another leads when it has seen nothing new for so long. What is between is for clocks that do not run equally
 /// fast, and for what a leader does between looking at its clock and being heard.
-const SILENT_FOR: Duration = Duration::from_millis(3_250);
+const SILENT_FOR: Duration = Duration::from_millis(3_800);
 /// Who stands by looks so often.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(200);
 /// How long a head that does not lead waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long the first answer may take: members that just lost their leader need a while.

@@ -3,7 +3,6 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -145,16 +144,4 @@ impl Drop for Network {
 fn ip(arguments: &str) -> bool {
     let run = Command::new("ip").args(arguments.split(' ')).stderr(Stdio::null()).status();
     run.is_ok_and(|status| status.success())
-}
-
-/// Fails the test if it takes longer than anything here should.
-pub(crate) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(20), "{what} did not come about");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

@@ -87,7 +87,7 @@ async fn who_leads_first_leads_alone(url: &EtcdUrl) {
     let led = |at: &Position| at.heads.leader == "one:1" && at.heads.all == ["one:1", "other:1"];
     tokio::time::timeout(Duration::from_secs(5), position.wait_for(led)).await.unwrap().unwrap();
     let wrong =
-        tokio::time::timeout(Duration::from_secs(4), position.wait_for(|at| at.chance.is_some())).await;
+        tokio::time::timeout(Duration::from_secs(5), position.wait_for(|at| at.chance.is_some())).await;
     assert!(wrong.is_err(), "a leader that renews is not replaced");
     assert!(one.tenure().holds());
 }
@@ -132,7 +132,7 @@ async fn a_leader_that_cannot_renew_stops_before_another_leads() {
     let session = open(&etcd.url(), "one:1").await;
     let mut store = lead(&session).await;
     store.put(T, b"k", b"v").unwrap();
-    // One member fewer changes nothing, whichever it is.
+    // One member fewer changes nothing.
     etcd.members[0].signal(Signal::STOP);
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(6) {
@@ -144,7 +144,7 @@ async fn a_leader_that_cannot_renew_stops_before_another_leads() {
     etcd.members[1].signal(Signal::STOP);
     let begun = std::time::Instant::now();
     while session.tenure().holds() {
-        assert!(begun.elapsed() < Duration::from_millis(2_700), "leads without a quorum");
+        assert!(begun.elapsed() < Duration::from_millis(3_400), "leads without a quorum");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let error = store.put(T, b"k", b"x").unwrap_err();

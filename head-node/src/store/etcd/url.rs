@@ -83,7 +83,8 @@ fn with_port(member: &str) -> Option<String> {
 
 impl fmt::Display for EtcdUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "etcd://{}/{}", self.members.join(","), self.name)
+        let user = self.user.iter().map(|user| format!("{user}@")).collect::<String>();
+        write!(formatter, "etcd://{user}{}/{}", self.members.join(","), self.name)
     }
 }
 
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!((url.name.as_str(), url.user), ("concurrent-ml", None));
         let url: EtcdUrl = "etcd://ann@h1/teams/vision/".parse().unwrap();
         assert_eq!((url.name.as_str(), url.user.as_deref()), ("teams/vision", Some("ann")));
-        assert_eq!(url.to_string(), "etcd://h1:2379/teams/vision");
+        assert_eq!(url.to_string(), "etcd://ann@h1:2379/teams/vision");
     }
 
     #[test]

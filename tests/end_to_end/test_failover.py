@@ -1,0 +1,143 @@
+"""Several heads on one etcd: one leads, and when it fails another does."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from testkit import CommandFailed, Host, Network, Role, start_etcd, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+# A standby leads within five seconds of whatever became of the leader.
+FAILOVER = 5.0
+
+
+class Cluster:
+    """Heads on hosts a and b; members of etcd on a, b and c; a worker that joined by one of the heads on c."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.a, self.b, self.c = net.host("a"), net.host("b"), net.host("c")
+        self.url = start_etcd([self.a, self.b, self.c])
+        self.a.cluster_up(num_cpus=1, state=self.url)
+        self.b.cluster_up(num_cpus=1, state=self.url, env={"CLUSTER_TOKEN": self.a.token})
+        # By the head that stands by.
+        self.c.cluster_join(self.b, num_cpus=1)
+
+    def leader(self, asked_on: Host) -> str:
+        """The address of the leader, as this host's head and those it names say."""
+        return str(asked_on.cluster_json("status")["address"])
+
+
+@pytest.fixture
+def cluster(net: Network) -> Cluster:
+    made = Cluster(net)
+    assert made.leader(made.a) == made.a.head_address
+    return made
+
+
+def run_on(host: Host, address: str = "", timeout: float = 60) -> int:
+    """How many nodes run something for a program that is told this address."""
+    text = f"""
+import concurrent_ml as cml
+cml.init({address!r} or None)
+
+@cml.remote(scheduling_strategy="SPREAD")
+def where():
+    import time
+    time.sleep(0.2)
+    return cml.get_runtime_context().get_node_id()
+
+print(len(set(cml.get([where.remote() for _ in range(12)]))))
+"""
+    return int(host.python(text, timeout=timeout).stdout)
+
+
+def test_any_heads_address_will_do(cluster: Cluster) -> None:
+    a, b, c = cluster.a, cluster.b, cluster.c
+    for host in (a, b, c):
+        status = host.cluster_json("status")
+        assert (status["address"], status["standbys"]) == (a.head_address, [b.head_address])
+        assert status["nodes"] == 3
+    assert f"standbys  {b.head_address}" in b.cluster("status").stdout
+    elsewhere = cluster.net.host("d")
+    elsewhere.join_cluster_of(b)
+    assert run_on(elsewhere) == 3
+    # Nobody is at the first of these.
+    assert run_on(elsewhere, f"{cluster.net.SUBNET}.99:8264,{b.head_address}") == 3
+
+
+def lead_elsewhere(cluster: Cluster, fail: Callable[[Host], object]) -> float:
+    """Has the leader, on a, fail; returns after how many seconds the head on b says that it leads."""
+    fail(cluster.a)
+    begun = time.monotonic()
+
+    def leads() -> bool:
+        try:
+            return cluster.leader(cluster.b) == cluster.b.head_address
+        except CommandFailed:
+            return False
+
+    wait_until(leads, 20, "the standby leads")
+    return time.monotonic() - begun
+
+
+FAULTS = {
+    "killed": lambda cluster: lambda host: host.kill(Role.HEAD),
+    "paused": lambda cluster: lambda host: host.pause(Role.HEAD),
+    "cut off": lambda cluster: cluster.net.cut,
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_standby_leads_within_five_seconds(cluster: Cluster, fault: str) -> None:
+    a, b, c = cluster.a, cluster.b, cluster.c
+    term = b.cluster_json("status")["term"]
+    took = lead_elsewhere(cluster, FAULTS[fault](cluster))
+    print(f"{fault}: led from elsewhere after {took:.1f} s")
+    assert took < FAILOVER
+    assert b.cluster_json("status")["term"] > term
+    # Its machine is cut off, or its daemon goes on and finds the new leader.
+    nodes = 2 if fault == "cut off" else 3
+    wait_until(
+        lambda: c.cluster_json("status")["nodes"] == nodes, 15, f"{nodes} nodes are with the new leader"
+    )
+    assert run_on(c) == nodes
+    assert run_on(c, f"{a.head_address},{b.head_address}") == nodes
+    if fault == "killed":
+        return
+    if fault == "paused":
+        a.resume(Role.HEAD)
+    else:
+        cluster.net.restore(a)
+    # It learns that it does not lead, and says so.
+    wait_until(lambda: c.cluster_json("status")["nodes"] == 3, 30, "the node that was cut off is back")
+    wait_until(lambda: cluster.leader(a) == b.head_address, 10, "the old leader names the new one")
+    assert b.cluster_json("status")["standbys"] == [a.head_address]
+    assert run_on(c, a.head_address) == 3
+
+
+def test_a_leader_that_is_told_to_end_hands_over_at_once(cluster: Cluster) -> None:
+    took = lead_elsewhere(cluster, lambda host: host.down())
+    assert took < 3
+    assert json.loads(cluster.b.cluster("status", "--json").stdout)["address"] == cluster.b.head_address
+
+
+def test_what_is_wrong_with_etcd_is_said(net: Network) -> None:
+    a, b, c = net.host("a"), net.host("b"), net.host("c")
+
+    def error(url: str) -> str:
+        with pytest.raises(CommandFailed) as failed:
+            a.cluster_up(num_cpus=1, state=url)
+        return str(failed.value)
+
+    assert "write etcd://HOST:PORT" in error("http://h1:2379")
+    assert "no etcd answers" in error(f"etcd://{b.address}")
+    url = start_etcd([a, b, c])
+    a.cluster_up(num_cpus=1, state=url)
+    a.down()
+    net.cut(b)
+    net.cut(c)
+    assert "has no quorum" in error(url)
