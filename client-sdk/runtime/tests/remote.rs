@@ -13,12 +13,13 @@ use bytes::BytesMut;
 use client_runtime::{Client, ClientError, ConnectError, ConnectOptions, Got, Kind, Target, View};
 use cluster_proto::auth::CheckToken;
 use cluster_proto::frame::{FrameReader, write_frame};
+use cluster_proto::heads::not_leading;
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1;
 use cluster_proto::v1::client_service_server::{ClientService, ClientServiceServer};
 use cluster_proto::v1::head_server::{Head, HeadServer};
 use cluster_types::client_node::PutValue;
-use cluster_types::{ClientToNode, Refs};
+use cluster_types::{ClientToNode, Heads, Refs};
 use fake::{Daemon, call, driver, soon, template};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_stream::Stream;
@@ -27,7 +28,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-struct FakeHead(Vec<String>);
+/// Its gateways, or where the head is that knows some.
+struct FakeHead(Result<Vec<String>, Heads>);
 
 #[tonic::async_trait]
 impl Head for FakeHead {
@@ -44,7 +46,10 @@ impl Head for FakeHead {
         &self,
         _: Request<v1::FindGatewayRequest>,
     ) -> Result<Response<v1::FindGatewayResponse>, Status> {
-        Ok(Response::new(v1::FindGatewayResponse { addresses: self.0.clone() }))
+        match &self.0 {
+            Ok(addresses) => Ok(Response::new(v1::FindGatewayResponse { addresses: addresses.clone() })),
+            Err(heads) => Err(not_leading(heads)),
+        }
     }
 
     async fn ask(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
@@ -102,11 +107,18 @@ fn serve(
     gateways: impl Fn(SocketAddr) -> Vec<String>,
     daemon: UnixStream,
 ) -> (tokio::runtime::Runtime, String) {
+    serve_head(|own| FakeHead(Ok(gateways(own))), daemon)
+}
+
+fn serve_head(
+    head: impl Fn(SocketAddr) -> FakeHead,
+    daemon: UnixStream,
+) -> (tokio::runtime::Runtime, String) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let check = CheckToken::new("secret");
-    let head = HeadServer::with_interceptor(FakeHead(gateways(address)), check.clone());
+    let head = HeadServer::with_interceptor(head(address), check.clone());
     let gateway = ClientServiceServer::with_interceptor(FakeGateway(daemon), check);
     runtime.spawn(
         tonic::transport::Server::builder()
@@ -165,6 +177,24 @@ fn goodbye_reaches_the_daemon() {
     let client = connect(&address, "secret").unwrap();
     drop(client);
     daemon.hears(|m| matches!(m, ClientToNode::Goodbye).then_some(()));
+}
+
+#[test]
+fn a_driver_is_sent_on_to_the_head_that_leads() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let daemon = Daemon::start(ours);
+    let (_leads, leader) = serve(|own| vec![own.to_string()], theirs.try_clone().unwrap());
+    let standby = |leader: &str| FakeHead(Err(Heads { leader: leader.to_owned(), all: vec![] }));
+    let (_stands_by, address) = serve_head(|_| standby(&leader), theirs.try_clone().unwrap());
+    // Nobody is at the first address.
+    let client = connect(&format!("127.0.0.1:1,{address}"), "secret").unwrap();
+    drop(client);
+    daemon.hears(|m| matches!(m, ClientToNode::Goodbye).then_some(()));
+    let (_alone, address) = serve_head(|_| standby(""), theirs);
+    let mut options = ConnectOptions::new(driver(), "secret");
+    options.timeout = Duration::from_millis(500);
+    let why = Client::connect(Target::Remote(address), options, &mut || Ok(())).unwrap_err().to_string();
+    assert!(why.contains("none does at this moment"), "{why}");
 }
 
 #[test]

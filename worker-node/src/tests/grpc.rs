@@ -3,14 +3,16 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cluster_proto::auth::{AddToken, CheckToken};
+use cluster_proto::heads::{KnownHeads, not_leading};
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1;
 use cluster_proto::v1::client_service_client::ClientServiceClient;
 use cluster_proto::v1::head_server::{Head, HeadServer};
 use cluster_types::query::StoreUsage;
-use cluster_types::{HeadToNode, Incarnation, NodeToHead, Term};
+use cluster_types::{HeadToNode, Heads, Incarnation, NodeToHead, Term};
 use tokio::sync::mpsc as channel;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
@@ -157,6 +159,10 @@ fn a_driver_of_another_machine_is_served_through_the_gateway() {
 struct FakeHead {
     hellos: Arc<Mutex<Vec<NodeHello>>>,
     heard: Arc<Mutex<Vec<NodeToHead>>>,
+    /// Its term, or, while it stands by, what it knows of other heads.
+    leads: Arc<Mutex<Option<Result<Term, Heads>>>>,
+    /// How often it said that it stands by.
+    refused: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -169,13 +175,20 @@ impl Head for FakeHead {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.unwrap();
+        let term = match &*self.leads.lock().unwrap() {
+            None => Term(1),
+            Some(Ok(term)) => *term,
+            Some(Err(heads)) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(not_leading(heads));
+            }
+        };
         let n = {
             let mut hellos = self.hellos.lock().unwrap();
             hellos.push(Codec::decode_node_hello(first.payload).unwrap());
             hellos.len() as u32
         };
-        let admitted =
-            HeadToNode::Admitted { term: Term(1), incarnation: Incarnation(n), loss_timeout_ms: 5000 };
+        let admitted = HeadToNode::Admitted { term, incarnation: Incarnation(n), loss_timeout_ms: 5000 };
         let mut batch = BytesMut::new();
         Codec::default().encode_to_node_batch(&[admitted], &mut batch);
         let (frames, outgoing) = channel::unbounded_channel();
@@ -254,6 +267,43 @@ fn a_lost_head_is_told_to_the_core_and_found_again() {
         let seen = seen.borrow();
         assert!(matches!(seen[0], Event::FromHead(HeadToNode::Admitted { .. })));
         assert!(matches!(seen[1], Event::HeadLost));
+    });
+}
+
+#[test]
+fn a_daemon_goes_to_whichever_head_leads_and_not_back_in_time() {
+    on_one_thread(async {
+        let (handle, _) = daemon();
+        let ((one, first), (other, second)) = (fake_head().await, fake_head().await);
+        let heads =
+            |leader: &str| Heads { leader: leader.to_owned(), all: vec![first.clone(), second.clone()] };
+        *one.leads.lock().unwrap() = Some(Err(heads(&second)));
+        *other.leads.lock().unwrap() = Some(Ok(Term(1)));
+        let known = Rc::new(RefCell::new(String::new()));
+        let list = known.clone();
+        let learnt = move |heads: &KnownHeads| *list.borrow_mut() = heads.list();
+        // It is told of one head only.
+        let (address, token) = (first.clone(), TOKEN.to_owned());
+        tokio::task::spawn_local(crate::head_link::run(handle, address, token, node_hello(), learnt, || {}));
+        until(|| other.hellos.lock().unwrap().len() > 1).await;
+        assert_eq!(*known.borrow(), format!("{first},{second}"));
+        // The one that led does so no more, and for a while nobody does.
+        *other.leads.lock().unwrap() = Some(Err(heads("")));
+        *one.leads.lock().unwrap() = Some(Err(heads("")));
+        let parted = one.refused.load(Ordering::Relaxed);
+        until(|| one.refused.load(Ordering::Relaxed) > parted + 1).await;
+        *one.leads.lock().unwrap() = Some(Ok(Term(2)));
+        until(|| one.hellos.lock().unwrap().len() > 2).await;
+        let last = |head: &FakeHead| head.hellos.lock().unwrap().last().unwrap().previous.unwrap().0;
+        assert_eq!(last(&one), Term(2));
+        // One that woke up and believes that it leads is not heard.
+        *other.leads.lock().unwrap() = Some(Ok(Term(1)));
+        *one.leads.lock().unwrap() = Some(Err(heads(&second)));
+        let before = other.heard.lock().unwrap().len();
+        let hellos = other.hellos.lock().unwrap().len();
+        until(|| other.hellos.lock().unwrap().len() > hellos + 2).await;
+        assert_eq!(other.heard.lock().unwrap().len(), before);
+        assert_eq!(last(&other), Term(2));
     });
 }
 
