@@ -51,6 +51,8 @@ pub struct WorkerConfig {
     pub advertise: String,
     /// Where objects go when memory is full; empty: in `dir`.
     pub spill_dir: PathBuf,
+    /// Where durable copies of objects lie: a file or s3 URL, the same for all nodes; empty: in `dir`.
+    pub durable: String,
     /// How long SIGTERM lets running tasks end; zero: not at all.
     pub drain: std::time::Duration,
     /// One line of JSON is written here once the head has admitted the node; see [`Ready`].
@@ -74,6 +76,8 @@ pub struct EmbeddedConfig {
     pub ready: OwnedFd,
     /// As in [`WorkerConfig`].
     pub spill_dir: PathBuf,
+    /// As in [`WorkerConfig`].
+    pub durable: String,
 }
 
 /// The line that a daemon prints when it is ready.

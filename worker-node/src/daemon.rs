@@ -45,6 +45,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let host = reachable_as(&config)?;
         let mut hello = node.hello(&machine);
         let (mut store, store_notices) = StoreHost::new(config.token.clone(), node.spill_dir.clone());
+        store.keep_durable_copies(durable_url(config.durable, &config.dir)?);
         let data = store.listen(data).map_err(WorkerError::io("serve the data port"))?;
         hello.data_address = join(&host, data.port());
         let gateway = match gateway {
@@ -106,7 +107,8 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         let token = if config.token.is_empty() { make_token()? } else { config.token };
         let node = Node::new(&listener, &token, &config.python, &config.spill_dir, &config.dir);
         let machine = devices::discover(&config.offer)?;
-        let (store, store_notices) = StoreHost::new(token.clone(), node.spill_dir.clone());
+        let (mut store, store_notices) = StoreHost::new(token.clone(), node.spill_dir.clone());
+        store.keep_durable_copies(durable_url(config.durable, &config.dir)?);
         let head = head_core::Head::new(head_core::event::HeadConfig { closed: true, ..Default::default() });
         let (ready, hello) = (node.ready(listener.path()), node.hello(&machine));
         let supervisor = node.supervisor.clone();
@@ -120,6 +122,7 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
             head: HeadSide::Embedded { head: Box::new(head), incarnation: Incarnation::default() },
         });
         handle.start(store_notices, node.executor_events);
+        let node = hello.node;
         handle.borrow().connect_embedded(hello);
         tell_ready(&config.ready, &ready);
         drop(config.ready);
@@ -130,8 +133,19 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
         };
         tracing::info!("ending");
         supervisor.shutdown().await;
+        handle.borrow().store.delete_durable_copies(node);
         ended
     })
+}
+
+/// Where durable copies lie, if nobody said: with the node's own files, which outlive the daemon but not the machine.
+fn durable_url(told: String, dir: &Path) -> Result<String, WorkerError> {
+    if told.is_empty() {
+        let dir = std::path::absolute(dir).map_err(WorkerError::io("find the node's directory"))?;
+        return Ok(format!("file://{}", dir.join("durable").display()));
+    }
+    crate::store_host::check_durable_url(&told).map_err(WorkerError::Config)?;
+    Ok(told)
 }
 
 /// What both kinds of daemon have.

@@ -363,6 +363,7 @@ impl Daemon {
                     }
                 }
             }
+            Effect::WriteDurable { object } => self.store.write_durable(object, self.node_id),
             Effect::SendBytes { client, object } => self.store.send_bytes(client, object),
             other => self.store.perform(other),
         }

@@ -38,3 +38,4 @@ pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
 pub use daemon::HEADS_NAME;
 pub use daemon::{run_embedded, run_worker};
 pub use sockets::SOCKET_NAME;
+pub use store_host::check_durable_url;

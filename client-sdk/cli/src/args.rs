@@ -161,6 +161,10 @@ pub struct OfferArgs {
     /// Where objects go when memory is full [default: DIR/spill]
     #[arg(long, env = "CLUSTER_SPILL_DIR", value_name = "DIR")]
     pub spill_dir: Option<PathBuf>,
+    /// Where copies of durable objects lie, for all nodes of a cluster the same: file:///mnt/shared/durable, or
+    /// s3://bucket/prefix (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ... say how to reach it) [default: DIR/durable]
+    #[arg(long, env = "CLUSTER_DURABLE", value_name = "URL")]
+    pub durable: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -193,6 +197,9 @@ pub struct UpArgs {
     /// How long SIGTERM lets what runs here end before the daemon does; 0 ends it at once [default: 25s]
     #[arg(long, env = "CLUSTER_DRAIN", value_name = "TIME", value_parser = parse_time)]
     pub drain: Option<Duration>,
+    /// How long a node may be silent before it counts as lost; said to the head [default: 5s]
+    #[arg(long, env = "CLUSTER_LOSS_TIMEOUT", value_name = "TIME", value_parser = parse_time)]
+    pub loss_timeout: Option<Duration>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

@@ -36,6 +36,7 @@ const KEYS: [&str; 21] = [
     "labels",
     "python",
     "spill_dir",
+    "durable",
     "dir",
     "token_file",
     "address",
@@ -68,6 +69,7 @@ pub struct FileConfig {
     labels: BTreeMap<String, String>,
     python: Option<PathBuf>,
     spill_dir: Option<PathBuf>,
+    durable: Option<String>,
     dir: Option<PathBuf>,
     token_file: Option<PathBuf>,
     address: Option<String>,
@@ -109,6 +111,7 @@ pub struct OfferConfig {
     pub labels: BTreeMap<String, String>,
     pub python: Option<PathBuf>,
     pub spill_dir: Option<PathBuf>,
+    pub durable: Option<String>,
 }
 
 /// Whom to ask, and with what.
@@ -151,10 +154,12 @@ impl UpConfig {
                 "`memory_threshold` is {share}; it is a share of the machine's memory, between 0.01 and 1"
             )));
         }
-        let seconds = file.loss_timeout_seconds.unwrap_or(5.0);
+        let flag = args.loss_timeout.map(|timeout| timeout.as_secs_f64());
+        let seconds = flag.or(file.loss_timeout_seconds).unwrap_or(5.0);
         if !(0.5..=3600.0).contains(&seconds) {
             return Err(CliError::Usage(format!(
-                "`loss_timeout_seconds` is {seconds}; it must lie between 0.5 and 3600"
+                "the loss timeout (`loss_timeout_seconds`, --loss-timeout) is {seconds} s; it must lie between 0.5 and \
+                 3600 s"
             )));
         }
         let drain = file.drain_seconds.unwrap_or(DRAIN_SECONDS);
@@ -201,6 +206,7 @@ impl UpConfig {
                 },
                 python: args.offer.python.clone().or(file.python).map(|path| program(&path)).transpose()?,
                 spill_dir: args.offer.spill_dir.clone().or(file.spill_dir).map(|path| from_here(&path)),
+                durable: args.offer.durable.clone().or(file.durable).map(durable).transpose()?,
             },
             loss_timeout_ms: (seconds * 1000.0) as u64,
         })
@@ -232,6 +238,7 @@ impl OfferConfig {
             labels: args.labels.iter().cloned().collect(),
             python: args.python.clone(),
             spill_dir: args.spill_dir.clone(),
+            durable: args.durable.clone(),
         }
     }
 }
@@ -246,6 +253,14 @@ impl AskConfig {
             address: address.map(|address| whole_addresses(&address)).transpose()?,
             token_file: token_file(&args.token, file.token_file.as_deref()),
         })
+    }
+}
+
+/// Whether durable copies can lie there is found out when the first is written; what it is, now.
+fn durable(url: String) -> Result<String, CliError> {
+    match worker_node::check_durable_url(&url) {
+        Ok(()) => Ok(url),
+        Err(problem) => Err(CliError::Usage(format!("`durable`: {problem}"))),
     }
 }
 
@@ -441,6 +456,7 @@ mod tests {
             ("resources = { CPU = 1 }", "--num-cpus"),
             ("loss_timeout_seconds = 0", "between"),
             ("drain_seconds = -1", "between"),
+            ("durable = \"gs://bucket\"", "s3://bucket/prefix"),
             ("num_cpus = ", "line 1"),
         ] {
             let error = up(&[], line).unwrap_err();

@@ -30,6 +30,7 @@ def init(
     resources: Mapping[str, float] | None = None,
     labels: Mapping[str, str] | None = None,
     object_store_memory: int | None = None,
+    durable: str | None = None,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     log_to_driver: bool = True,
@@ -40,6 +41,7 @@ def init(
     `address` is a head's `host:port`, or `unix:DIRECTORY`, the cluster of another program on this machine; without it
     the environment's `CLUSTER_ADDRESS` counts; without that too, the program gets a cluster of its own on this machine,
     which ends with it. `num_cpus` to `object_store_memory` (bytes) describe that one: all the machine has, unless told.
+    Its durable objects lie in its own directory, or where `durable` says: `file:///a/directory` or `s3://bucket/prefix`.
 
     >>> import concurrent_ml as cml
     >>> cml.init(num_cpus=2)
@@ -68,6 +70,7 @@ def init(
             "object_store_memory": None
             if object_store_memory is None
             else _options.amount("object_store_memory", object_store_memory),
+            "durable": durable,
         }
         info = _job_info(namespace, _options.runtime_env("runtime_env", runtime_env), log_to_driver)
         if address is None:
@@ -254,11 +257,23 @@ def _timed_out(client: _native.Client, refs: Any, timeout: float | None) -> GetT
     return GetTimeoutError(f"{what} after {timeout} s{reason}")
 
 
-def put(value: T) -> ObjectRef[T]:
-    """Stores a value once, for any number of tasks, and returns a ref to it."""
+def put(value: T, *, durable: bool = False) -> ObjectRef[T]:
+    """Stores a value once, for any number of tasks, and returns a ref to it.
+
+    With `durable=True` it returns when a copy is on disk or in S3 (see `init`), from where any node reads it when no
+    node has it any more. The copy goes when nobody holds a ref.
+
+    >>> import concurrent_ml as cml
+    >>> cml.get(cml.put([1, 2, 3], durable=True))
+    [1, 2, 3]
+    """
     if isinstance(value, ObjectRef):
         raise TypeError("put() takes a value, not an ObjectRef: the ref you have is what put() would return")
-    return (_state.client or _state.connected()).put(value)
+    client = _state.client or _state.connected()
+    ref = client.put(value)
+    if durable:
+        client.make_durable(ref)
+    return ref
 
 
 def wait(

@@ -49,7 +49,7 @@ def find_binary() -> str:
 
 
 # Settings of the environment that mean an embedded cluster too; the others describe some cluster elsewhere.
-FOR_EMBEDDED = ("CLUSTER_LOG", "CLUSTER_MEMORY_THRESHOLD")
+FOR_EMBEDDED = ("CLUSTER_LOG", "CLUSTER_MEMORY_THRESHOLD", "CLUSTER_DURABLE")
 
 
 class Embedded:
@@ -63,6 +63,8 @@ class Embedded:
             if value is not None:
                 number = int(value) if name in ("memory", "object_store_memory") else value
                 command += ["--" + name.replace("_", "-"), str(number)]
+        if options.get("durable"):
+            command += ["--durable", str(options["durable"])]
         if options.get("resources"):
             command += ["--resources", json.dumps(options["resources"])]
         for name, value in (options.get("labels") or {}).items():

@@ -49,6 +49,7 @@ class OtherOptions(TypedDict, total=False):
     retry_backoff: float
     retry_max_delay: str | float
     variants: Sequence[Variant] | None
+    durable: bool
 
 
 class AllOptions(OtherOptions, total=False):
@@ -119,6 +120,7 @@ class Options:
     retry_backoff: float = 2
     retry_max_delay: float = 30
     variants: tuple[Mapping[str, Any], ...] = ()
+    durable: bool = False
 
     def asks(self) -> dict[str, float]:
         """What it asks for, by resource name."""
@@ -477,6 +479,7 @@ _CHECKS |= {
     "retry_backoff": _growth,
     "retry_max_delay": _pause,
     "variants": _variants,
+    "durable": _bool,
 }
 
 _ACTOR_CHECKS = {

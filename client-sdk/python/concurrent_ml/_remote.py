@@ -142,6 +142,8 @@ class RemoteFunction(Generic[P, R]):
             _strategies.check_place(options.scheduling_strategy, name, options.asks())
             signature = _calls.described(self._function)
             num_returns, stream = _streams.returns(options, self._function)
+            if options.durable and stream is not None:
+                raise ValueError(f"{name} yields its items, and durable=True is for results of functions that return")
             function = self._function
             if options.num_returns == "dynamic":
                 function = _streams.Collected(function)
@@ -153,6 +155,7 @@ class RemoteFunction(Generic[P, R]):
                 name,
                 **_calls.requests(options.requests()),
                 backoff=options.backoff(),
+                durable=options.durable,
                 num_returns=num_returns,
                 max_retries=options.max_retries,
                 retry_exceptions=_calls.retry_bytes(options.retry_exceptions),
@@ -283,7 +286,8 @@ def remote(*args: Any, **options: Any) -> Any:
     `get_runtime_context().get_assigned_resources()` tells which it got), `name`, `runtime_env`
     (`{"env_vars": {...}}`), `scheduling_strategy` ("DEFAULT", "SPREAD", or one of `PlacementGroupSchedulingStrategy`,
     `NodeAffinitySchedulingStrategy`, `NodeLabelSchedulingStrategy`), `timeout` (seconds, or "30s": it is cancelled when
-    it has run for so long).
+    it has run for so long), `durable` (False; True: it has ended only when copies of its results are where no loss of
+    nodes reaches them, as with `put(..., durable=True)`).
 
     A generator function (`yield`, also in `async def`) gives each item as soon as it is there: `.remote(...)` returns
     an `ObjectRefGenerator` to loop over. It may be `stream_max_items` (no limit) and `stream_max_bytes` (256 MiB) ahead

@@ -307,6 +307,16 @@ impl Client {
         Ok(ObjectRef::new(&self.inner, id))
     }
 
+    /// Returns when a copy of the object, put by this process, is in durable storage.
+    fn make_durable(&self, py: Python<'_>, object: &ObjectRef) -> PyResult<()> {
+        let query = Query::MakeDurable { object: object.id.to_string() };
+        let written = interruptible(py, |interrupt| match self.inner.query(query, None, interrupt) {
+            Err(ClientError::Query(reason)) => Ok(Err(reason)),
+            other => other.map(Ok),
+        });
+        written?.map(drop).map_err(PyOSError::new_err)
+    }
+
     /// Stores a function: always by cloudpickle, which looks inside it.
     fn put_function(&self, py: Python<'_>, function: &Bound<'_, PyAny>, what: &str) -> PyResult<ObjectRef> {
         let (parcel, refs) = to_parcel(py, &self.inner, function, what)?;

@@ -101,7 +101,7 @@ pub(crate) fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy, parameters, complain, actor=None, method=None, timeout=None, stream=None, variants=Vec::new(), backoff=(0, 0, 0)))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy, parameters, complain, actor=None, method=None, timeout=None, stream=None, variants=Vec::new(), backoff=(0, 0, 0), durable=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -124,6 +124,7 @@ impl Function {
         stream: Option<(u32, u64)>,
         variants: Vec<BTreeMap<String, f64>>,
         backoff: (u32, u32, u32),
+        durable: bool,
     ) -> PyResult<Self> {
         let kind = match (actor, method) {
             (Some(traits), _) => TaskKind::Actor(Arc::new(traits.into())),
@@ -155,6 +156,7 @@ impl Function {
             stream: stream.map(|(max_items, max_bytes)| StreamLimits { max_items, max_bytes }),
             variants: variants.into_iter().map(placement::request).collect::<PyResult<_>>()?,
             backoff: Backoff { first_ms: backoff.0, growth: backoff.1, most_ms: backoff.2 },
+            durable,
         };
         Ok(Self {
             client: client.inner.clone(),

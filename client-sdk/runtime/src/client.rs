@@ -597,7 +597,7 @@ impl Client {
             let number = inner.next_query;
             inner.next_query += 1;
             inner.replies.insert(number, None);
-            if let Query::KeepState { object, .. } = &query
+            if let Query::KeepState { object, .. } | Query::MakeDurable { object } = &query
                 && let Ok(object) = object.parse()
             {
                 inner.core.share(&[object]);

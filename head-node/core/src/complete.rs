@@ -470,18 +470,25 @@ impl Head {
             }
             Outcome::Ok(results) => {
                 let Some(home) = home else { return };
+                let is_durable = spec.is_durable();
                 for (index, result) in results.into_iter().enumerate() {
                     let id = spec.id.result(index as u32);
                     let Some(object) = self.pending_result(ix, spec.id, index as u32) else {
                         // Nobody can reach it any more, and it goes as it comes; or it was not lost when others of its
                         // task were.
                         self.spare_item(home, id);
+                        if is_durable {
+                            self.spare_durable(home, id);
+                        }
                         continue;
                     };
                     let (size, inline) = match result.value {
                         ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
                         ResultValue::Stored { size } => (size, None),
                     };
+                    if is_durable {
+                        self.set_durable(object, home);
+                    }
                     self.set_value(object, size, inline, result.contains, home);
                 }
             }

@@ -170,7 +170,7 @@ impl Head {
             let size = match &located {
                 Located::Stored { size, .. } => *size,
                 Located::Inline(bytes) => bytes.len() as u64,
-                Located::Failed(_) => continue,
+                Located::Failed(_) | Located::Durable { .. } => continue,
             };
             let Some(target) = self.roomiest_beside(ix) else { return };
             if let Some(node) = self.nodes.get_mut(target) {

@@ -1,14 +1,14 @@
 //! The machine itself: what it consists of, and what each message leads to.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use cluster_types::client_node::LogLine;
 use cluster_types::query::Query;
 use cluster_types::{
-    Attempt, ClientId, Failure, FailureKind, HeadToNode, JobId, JobInfo, Map, NodeToHead, ObjectId, Set,
-    Span, TaskId, Time,
+    Attempt, ClientId, Failure, FailureKind, HeadToNode, JobId, JobInfo, Map, NodeId, NodeToHead, ObjectId,
+    Set, Span, TaskId, Time,
 };
 
 use crate::actors::Actors;
@@ -80,6 +80,8 @@ pub struct Head {
     pub(crate) failing: Vec<(TaskIx, u32, Failure)>,
     /// Objects to delete, by node; sent as one message at the step's end.
     pub(crate) to_free: Map<NodeIx, Vec<ObjectId>>,
+    /// Durable copies to delete, by who wrote them; kept while there is no node that could.
+    pub(crate) to_delete: BTreeMap<NodeId, Vec<ObjectId>>,
     /// Until the nodes of the term before have said what there is.
     pub(crate) recovery: Option<Recovery>,
     /// Notices to give unless a node joins first.
@@ -116,6 +118,7 @@ impl Head {
             out: Vec::new(),
             failing: Vec::new(),
             to_free: Map::default(),
+            to_delete: BTreeMap::new(),
             notices: Vec::new(),
         }
     }
@@ -212,6 +215,10 @@ impl Head {
             NodeToHead::SourceFailed { object, source } => self.source_failed(ix, object, source),
             NodeToHead::CopyAdded(object) => self.copy_added(ix, object),
             NodeToHead::CopyRemoved(object) => self.copy_removed(ix, object),
+            NodeToHead::Durable { object, writer } => self.written_durably(object, writer),
+            NodeToHead::DurableLost { object, writer, reason } => {
+                self.durable_lost(ix, object, writer, &reason);
+            }
             NodeToHead::Drain { deadline_ms } => {
                 self.drain(ix, Span::millis(deadline_ms), "its daemon was told to end");
             }
@@ -287,6 +294,9 @@ impl Head {
             for (node, objects) in std::mem::take(&mut self.to_free) {
                 self.send(node, HeadToNode::Free(objects));
             }
+        }
+        if !self.to_delete.is_empty() {
+            self.delete_durable();
         }
         self.objects.has_doubtful()
     }

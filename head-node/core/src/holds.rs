@@ -115,6 +115,9 @@ impl Head {
                 self.send(*node, HeadToNode::Located { object: id, located });
             }
         }
+        if let Some(writer) = object.durable() {
+            self.to_delete.entry(writer).or_default().push(id);
+        }
         for node in object.copies() {
             if let Some(node_state) = self.nodes.get_mut(node) {
                 node_state.functions.remove(&id);

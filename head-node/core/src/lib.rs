@@ -5,7 +5,7 @@
 //! Where to look:
 //! - [`head`]: the machine and what each message leads to.
 //! - `submit`, `complete`, `values`: a task's way from its submission to its results.
-//! - `objects`, `holds`: who can reach which value (REF-1, REF-2, rules R1 to R4).
+//! - `objects`, `holds`, `durable`: who can reach which value (REF-1, REF-2, rules R1 to R4).
 //! - `nodes`, `members`, `clients`: who joined, who is gone (FENCE-1).
 //! - `ledger`: what each node has and what is leased (LEDGER-1).
 //! - `shapes`, `scheduler`, `prefetch`, `promotion`: which task goes where (rules S2, S4, S6).
@@ -23,6 +23,7 @@ mod clients;
 mod complete;
 mod direct;
 mod drain;
+mod durable;
 pub mod event;
 mod groups;
 pub mod head;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use cluster_types::{ClientId, Failure, Map, ObjectId, Refs, Set};
+use cluster_types::{ClientId, Failure, Map, NodeId, ObjectId, Refs, Set};
 use smallvec::SmallVec;
 
 use crate::slab::{NodeIx, ObjectIx, Slab, TaskIx};
@@ -55,6 +55,10 @@ pub(crate) struct More {
     pub holders: Set<ClientId>,
     /// Complete copies beside the home's.
     pub copies: SmallVec<[NodeIx; 2]>,
+    /// Who wrote a copy to durable storage, which outlives it.
+    pub durable: Option<NodeId>,
+    /// Why that is no more.
+    pub durable_lost: Option<Box<str>>,
     /// The refs inside it.
     pub contains: Refs,
     /// Tasks whose argument it is, with their stamps; some may have ended.
@@ -98,6 +102,11 @@ impl Object {
             _ => None,
         };
         home.into_iter().chain(self.more.iter().flat_map(|more| more.copies.iter().copied()))
+    }
+
+    /// Who wrote a copy to durable storage.
+    pub fn durable(&self) -> Option<NodeId> {
+        self.more.as_ref()?.durable
     }
 
     /// Forgets a node's copy; true if it was known to have one.

@@ -48,7 +48,9 @@ impl Head {
             }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
             Query::KeptStates { actor } => self.states_of(actor).map(QueryReply::States),
-            Query::Drain { .. } | Query::KeepState { .. } => Err("nothing is changed by looking".to_owned()),
+            Query::Drain { .. } | Query::KeepState { .. } | Query::MakeDurable { .. } => {
+                Err("nothing is changed by looking".to_owned())
+            }
         }
     }
 

@@ -87,6 +87,7 @@ impl Head {
 
     pub(crate) fn is_somewhere(&self, object: &Object) -> bool {
         matches!(object.value, ObjectValue::Available { inline: Some(_), .. })
+            || object.durable().is_some()
             || object.copies().any(|copy| self.nodes.is_alive(copy))
     }
 

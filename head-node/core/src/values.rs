@@ -120,6 +120,9 @@ impl Head {
                 if !copies.is_empty() {
                     return Some(Located::Stored { size: *size, copies });
                 }
+                if let Some(writer) = object.durable() {
+                    return Some(Located::Durable { size: *size, writer });
+                }
             }
         }
         if self.comes_again(ix) {
@@ -142,6 +145,11 @@ impl Head {
             [] => "no node has a copy any more".to_owned(),
             [one] => format!("its only copy was on node {one}, which is lost"),
             many => format!("its copies were on nodes {}, which are lost", many.join(", ")),
+        };
+        let durable = object.more().and_then(|more| more.durable_lost.as_deref());
+        let at = match durable {
+            Some(why) => format!("{at}; its durable copy cannot be read ({why})"),
+            None => at,
         };
         let message = format!("object {} is lost: {at}, and it cannot be made again: {why}", object.id);
         let task = object.id.task().map(|(task, _)| task);

@@ -321,6 +321,7 @@ pub(super) fn located_to_wire(located: &Located) -> v1::Located {
                 .map(|(node, address)| v1::Copy { node: node.0, address: address.clone() })
                 .collect(),
         }),
+        Located::Durable { size, writer } => Kind::Durable(v1::DurableCopy { size: *size, writer: writer.0 }),
         Located::Failed(failure) => Kind::Failed(failure_to_wire(failure)),
     };
     v1::Located { kind: Some(kind) }
@@ -337,6 +338,7 @@ pub(super) fn located(reading: &Reading<'_>, wire: v1::Located) -> Result<Locate
             let copies = stored.copies.into_iter().map(|copy| (NodeId(copy.node), copy.address)).collect();
             Located::Stored { size: stored.size, copies }
         }
+        Kind::Durable(copy) => Located::Durable { size: copy.size, writer: NodeId(copy.writer) },
         Kind::Failed(wire) => Located::Failed(failure(reading, wire)?),
     })
 }

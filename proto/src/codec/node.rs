@@ -124,6 +124,16 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         }
         NodeToHead::CopyAdded(object) => Kind::CopyAdded((*object).into()),
         NodeToHead::CopyRemoved(object) => Kind::CopyRemoved((*object).into()),
+        NodeToHead::Durable { object, writer } => Kind::Durable(v1::DurableObject {
+            object: Some((*object).into()),
+            writer: writer.0,
+            reason: String::new(),
+        }),
+        NodeToHead::DurableLost { object, writer, reason } => Kind::DurableLost(v1::DurableObject {
+            object: Some((*object).into()),
+            writer: writer.0,
+            reason: reason.clone(),
+        }),
         NodeToHead::Drain { deadline_ms } => Kind::DrainMs(*deadline_ms),
         NodeToHead::Log(lines) => Kind::Log(v1::LogLines { lines: log_lines_to_wire(lines) }),
         NodeToHead::Kept { object, size, inline, contains } => Kind::Kept(v1::Escaped {
@@ -277,6 +287,15 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         },
         Kind::CopyAdded(object) => NodeToHead::CopyAdded(object.into()),
         Kind::CopyRemoved(object) => NodeToHead::CopyRemoved(object.into()),
+        Kind::Durable(wire) => NodeToHead::Durable {
+            object: wire.object.required("DurableObject.object")?.into(),
+            writer: NodeId(wire.writer),
+        },
+        Kind::DurableLost(wire) => NodeToHead::DurableLost {
+            object: wire.object.required("DurableObject.object")?.into(),
+            writer: NodeId(wire.writer),
+            reason: wire.reason,
+        },
         Kind::DrainMs(deadline_ms) => NodeToHead::Drain { deadline_ms },
         Kind::Log(wire) => NodeToHead::Log(log_lines(wire.lines)?),
         Kind::Query(wire) => NodeToHead::Query {
@@ -391,6 +410,9 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
         HeadToNode::Located { object, located } => Kind::Located(object_located_to_wire(*object, located)),
         HeadToNode::Free(objects) => Kind::Free(v1::Objects { objects: objects_to_wire(objects) }),
         HeadToNode::Copy { object, located } => Kind::Copy(object_located_to_wire(*object, located)),
+        HeadToNode::DeleteDurable { writer, objects } => {
+            Kind::DeleteDurable(v1::DeleteDurable { writer: writer.0, objects: objects_to_wire(objects) })
+        }
         HeadToNode::Drained => Kind::Drained(v1::Drained {}),
         HeadToNode::Heads(heads) => Kind::Heads(heads.into()),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
@@ -491,6 +513,10 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             let (object, located) = object_located(reading, wire)?;
             HeadToNode::Copy { object, located }
         }
+        Kind::DeleteDurable(wire) => HeadToNode::DeleteDurable {
+            writer: NodeId(wire.writer),
+            objects: objects("DeleteDurable.objects", &wire.objects)?,
+        },
         Kind::Drained(v1::Drained {}) => HeadToNode::Drained,
         Kind::Heads(wire) => HeadToNode::Heads(wire.into()),
         Kind::ClientGone(client) => HeadToNode::ClientGone(ClientId(client)),

@@ -33,6 +33,7 @@ pub(super) fn template_to_wire(template: &TaskTemplate) -> v1::TaskTemplate {
             .map(|limits| v1::StreamLimits { max_items: limits.max_items, max_bytes: limits.max_bytes }),
         variants: template.variants.iter().map(v1::Resources::from).collect(),
         backoff: placement::backoff_to_wire(template.backoff),
+        durable: template.durable,
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) fn template_from_wire(wire: v1::TaskTemplate) -> Result<TaskTemplate,
         strategy: placement::strategy(wire.strategy)?,
         variants: placement::several("TaskTemplate.variants", wire.variants)?,
         backoff: placement::backoff(wire.backoff),
+        durable: wire.durable,
     })
 }
 

@@ -168,7 +168,7 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
         growth,
         most_ms,
     });
-    let others = (strategy, kind(), vec(resources(), 0..3), backoff, stream);
+    let others = (strategy, kind(), vec(resources(), 0..3), backoff, stream, any::<bool>());
     (text(), object(), resources(), 0..100u32, any::<i32>(), bytes(20), map(), others).prop_map(
         |(
             name,
@@ -178,7 +178,7 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
             max_retries,
             retry_exceptions,
             env_vars,
-            (strategy, kind, variants, backoff, stream),
+            (strategy, kind, variants, backoff, stream, durable),
         )| {
             TaskTemplate {
                 name: name.into(),
@@ -193,6 +193,7 @@ fn template() -> impl Strategy<Value = TaskTemplate> {
                 stream,
                 variants,
                 backoff,
+                durable,
             }
         },
     )
@@ -223,6 +224,7 @@ fn located() -> impl Strategy<Value = Located> {
         bytes(100).prop_map(Located::Inline),
         (any::<u64>(), vec((node_id(), text()), 1..3))
             .prop_map(|(size, copies)| Located::Stored { size, copies }),
+        (any::<u64>(), node_id()).prop_map(|(size, writer)| Located::Durable { size, writer }),
         failure().prop_map(Located::Failed)
     ]
 }
@@ -288,6 +290,7 @@ fn query() -> impl Strategy<Value = Query> {
             .prop_map(|(actor, attempt, object)| Query::KeepState { actor, attempt, object }),
         text().prop_map(|actor| Query::KeptStates { actor }),
         (text(), any::<u32>()).prop_map(|(node, ms)| Query::Drain { node, deadline_ms: ms.into() }),
+        text().prop_map(|object| Query::MakeDurable { object }),
         text().prop_map(|task| Query::Why { task })
     ]
 }
@@ -537,6 +540,12 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         (object(), node_id()).prop_map(|(object, source)| M::SourceFailed { object, source }),
         object().prop_map(M::CopyAdded),
         object().prop_map(M::CopyRemoved),
+        (object(), node_id()).prop_map(|(object, writer)| M::Durable { object, writer }),
+        (object(), node_id(), text()).prop_map(|(object, writer, reason)| M::DurableLost {
+            object,
+            writer,
+            reason
+        }),
         vec(log_line(), 0..3).prop_map(M::Log),
         (client(), any::<u64>(), query()).prop_map(|(client, number, query)| M::Query {
             client,
@@ -610,6 +619,7 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
         (task(), finished()).prop_map(|(task, outcome)| M::Finished { task, outcome }),
         (object(), located()).prop_map(|(object, located)| M::Located { object, located }),
         list().prop_map(M::Free),
+        (node_id(), list()).prop_map(|(writer, objects)| M::DeleteDurable { writer, objects }),
         client().prop_map(M::ClientGone),
         (client(), vec(log_line(), 0..2)).prop_map(|(client, lines)| M::Log { client, lines }),
         (client(), text()).prop_map(|(client, text)| M::Notice { client, text }),

@@ -209,6 +209,22 @@ pub enum NodeToHead {
     CopyAdded(ObjectId),
     /// This node's copy is gone (the daemon lost it; not said in answer to `Free`).
     CopyRemoved(ObjectId),
+    /// There is a copy in durable storage. Of the results of a task that is to have them `Done` says it.
+    Durable {
+        /// The object.
+        object: ObjectId,
+        /// Who wrote it.
+        writer: NodeId,
+    },
+    /// The copy in durable storage could not be read. Answered like `Locate`.
+    DurableLost {
+        /// The object.
+        object: ObjectId,
+        /// Who had written it.
+        writer: NodeId,
+        /// For people.
+        reason: String,
+    },
     /// The machine is about to go: nothing new here; what runs may end within this time, and then the answer is
     /// `Drained`.
     Drain {
@@ -449,6 +465,14 @@ pub enum HeadToNode {
     },
     /// Nobody can reach these any more: delete the copies here (REF-2).
     Free(Vec<ObjectId>),
+    /// Nobody can reach these any more: delete what `writer` wrote to durable storage. It is this node, unless that is
+    /// lost.
+    DeleteDurable {
+        /// Who wrote them.
+        writer: NodeId,
+        /// Which.
+        objects: Vec<ObjectId>,
+    },
     /// Make a copy of this object here and keep it: another node that has one leaves. Answered by `CopyAdded`; nothing is
     /// said if it cannot be done.
     Copy {

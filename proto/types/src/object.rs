@@ -45,6 +45,13 @@ pub enum Located {
         /// Where copies are.
         copies: Vec<(NodeId, String)>,
     },
+    /// On no node, but in durable storage.
+    Durable {
+        /// In bytes.
+        size: u64,
+        /// Who wrote it there, under this name.
+        writer: NodeId,
+    },
     /// There will be no value.
     Failed(Failure),
 }

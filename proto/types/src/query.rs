@@ -74,6 +74,12 @@ pub enum Query {
         /// The actor's handle.
         actor: String,
     },
+    /// A copy of this object, put by who asks, is to be in durable storage. The daemon answers, with
+    /// [`QueryReply::States`] and that one, when it is there.
+    MakeDurable {
+        /// The object's id as that prints.
+        object: String,
+    },
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.

@@ -36,6 +36,8 @@ pub struct TaskTemplate {
     pub variants: Vec<Resources>,
     /// How long it waits before it is tried again after an exception of its own.
     pub backoff: Backoff,
+    /// Its results outlive every node: it has ended only when a copy of each is in durable storage.
+    pub durable: bool,
 }
 
 /// How long a task that raised waits before its next try: a random part of a time that grows with each try. All zero:
@@ -335,6 +337,11 @@ impl TaskSpec {
             TaskKind::Function | TaskKind::Actor(_) => Some(self.template.function),
             TaskKind::Method { .. } | TaskKind::Group(_) => None,
         }
+    }
+
+    /// Whether its results are to be in durable storage before it has ended.
+    pub fn is_durable(&self) -> bool {
+        self.template.durable && self.template.kind == TaskKind::Function
     }
 
     /// The actor that this is a call of.

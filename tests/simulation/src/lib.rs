@@ -13,6 +13,7 @@
 mod actors;
 mod client;
 mod direct;
+mod durable;
 mod groups;
 mod host;
 mod plan;

@@ -103,6 +103,8 @@ pub struct Report {
     pub cuts: u64,
     /// Tasks that ran once more because what they had made was lost.
     pub made_again: u64,
+    /// Values read from durable storage.
+    pub from_storage: u64,
     /// Attempts that ran.
     pub ran: u64,
     /// Values read and found right.

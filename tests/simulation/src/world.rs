@@ -125,6 +125,17 @@ pub(crate) enum Arrival {
     },
     CutTunnel,
     PauseNode,
+    DurableWritten {
+        node: NodeId,
+        object: ObjectId,
+        well: bool,
+    },
+    DurableFetched {
+        node: NodeId,
+        object: ObjectId,
+        size: u64,
+        writer: NodeId,
+    },
 }
 
 impl Arrival {
@@ -136,6 +147,8 @@ impl Arrival {
             | Arrival::FromClient { node, .. }
             | Arrival::Done { node, .. }
             | Arrival::Pulled { node, .. }
+            | Arrival::DurableWritten { node, .. }
+            | Arrival::DurableFetched { node, .. }
             | Arrival::ExecutorBorn { node, .. }
             | Arrival::ExecutorGone { node, .. }
             | Arrival::ExecutorReaped { node, .. } => Some(*node),
@@ -171,6 +184,7 @@ pub(crate) struct World {
     pub(crate) told: BTreeSet<TaskId>,
     pub(crate) channels: Channels,
     pub(crate) tunnels: Tunnels,
+    pub(crate) storage: crate::durable::Storage,
     /// Daemons that stand still, and until when.
     paused: BTreeMap<NodeId, Time>,
     pub(crate) submitted: BTreeMap<TaskId, ClientId>,
@@ -218,6 +232,7 @@ impl World {
             ended_well: BTreeSet::new(),
             channels: Channels::default(),
             tunnels: Tunnels::default(),
+            storage: Default::default(),
             paused: BTreeMap::new(),
             told: BTreeSet::new(),
             submitted: BTreeMap::new(),
@@ -404,6 +419,11 @@ impl World {
                 ));
             }
         }
+        // What a machine wrote and could not tell before it was lost stays.
+        let nobody_left = self.plan.node_losses == 0 && self.plan.drains == 0 && !self.storage.unsure;
+        if nobody_left && !self.storage.copies.is_empty() {
+            return Err(format!("REF-2: in durable storage there still are {:?}", self.storage.copies));
+        }
         self.report.seconds = self.now.0 as f64 / 1e6;
         Ok(self.report.clone())
     }
@@ -462,6 +482,10 @@ impl World {
             Arrival::AtClient { client, message } => self.at_client(client, message),
             Arrival::Done { node, event } => self.node_step(node, event),
             Arrival::Pulled { node, object, size, source } => self.pulled(node, object, size, source),
+            Arrival::DurableWritten { node, object, well } => self.durable_written(node, object, well),
+            Arrival::DurableFetched { node, object, size, writer } => {
+                self.durable_fetched(node, object, size, writer)
+            }
             Arrival::ExecutorBorn { node, executor } => self.executor_born(node, executor),
             Arrival::ExecutorGone { node, executor, cause } => self.executor_gone(node, executor, cause),
             Arrival::ExecutorReaped { node, executor, cause } => self.executor_reaped(node, executor, &cause),
@@ -712,6 +736,13 @@ impl World {
                 self.after(100, 3_000, Arrival::Done { node, event: Event::Restored { object, location } });
             }
             Effect::DeleteState { .. } => {}
+            Effect::WriteDurable { object } => self.write_durable(node, object)?,
+            Effect::FetchDurable { object, size, writer } => {
+                self.after(100, 5_000, Arrival::DurableFetched { node, object, size, writer });
+            }
+            Effect::DeleteDurable { object, writer } => {
+                self.storage.copies.remove(&(object, writer));
+            }
             Effect::DeleteSpilled { object } => {
                 host.spilled.remove(&object);
             }
@@ -826,6 +857,7 @@ impl World {
         if !self.processes.contains_key(&client) {
             return Ok(());
         }
+        self.hears_of_durable(&message);
         if let NodeToClient::FarAnswer { .. } = message {
             return self.far_answer(client, message);
         }
@@ -961,6 +993,10 @@ impl World {
             None => return Err(format!("{object} was ready and cannot be read")),
             Some(Reading::Failed(failure)) => {
                 let removed = failure.message.contains("was removed by the driver");
+                let is_lost = failure.kind == cluster_types::FailureKind::ObjectLost;
+                if is_lost && self.is_promised(object) {
+                    return Err(format!("{object} is durable, and was said to be lost: {}", failure.message));
+                }
                 // What a task made comes again, unless that was a call, a stream, or what it needs is a put that is lost.
                 let may_be_lost = self.plan.crash_one_in > 0
                     || self.plan.cuts > 0
@@ -1084,6 +1120,7 @@ impl World {
                     env_vars: BTreeMap::new(),
                     strategy: Default::default(),
                     kind: Default::default(),
+                    durable: returns == 2,
                     ..TaskTemplate::default()
                 }));
             }
@@ -1141,6 +1178,7 @@ impl World {
             5 => {
                 let contains = self.some_refs(client, 2);
                 self.put(client, contains);
+                self.ask_for_durable(client);
             }
             6 | 7 => {
                 for _ in 0..self.random.between(1, 6) {

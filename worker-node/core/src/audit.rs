@@ -58,7 +58,7 @@ impl Node {
                     let sent = self.executors.get(&executor).is_some_and(|known| {
                         known.sent.iter().any(|sent| sent.tag == tag && sent.task == *id)
                             || known.ended.as_ref().is_some_and(|ended| ended.task == *id)
-                    });
+                    }) || self.durable.orphans.contains_key(id);
                     if !sent {
                         return Err(format!(
                             "TASK-2: {id} was sent to executor {executor}, which does not have it"

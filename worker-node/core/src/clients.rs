@@ -225,6 +225,9 @@ impl Node {
                 }
             }
             ClientToNode::Log(line) => self.tell_head(NodeToHead::Log(vec![line]), effects),
+            ClientToNode::Query { number, query: Query::MakeDurable { object } } => {
+                self.make_put_durable(client, number, &object, effects);
+            }
             ClientToNode::Query { number, query } => {
                 if let Query::KeepState { object, .. } = &query
                     && let Ok(object) = object.parse()

@@ -140,6 +140,11 @@ impl Node {
         };
         let micros = completion.micros;
         let (outcome, retry) = self.outcome_of(client, task, completion, effects);
+        let ended = self.attempts.get(&task);
+        let attempt = ended.filter(|ended| ended.spec.is_durable()).map(|ended| ended.attempt);
+        if let (Some(attempt), Outcome::Ok(results)) = (attempt, &outcome) {
+            self.make_results_durable(client, task, attempt, results.len() as u32, effects);
+        }
         let makes_actor = self.attempts.get(&task).is_some_and(|made| traits_of(&made.spec).is_some());
         if makes_actor && matches!(outcome, Outcome::Ok(_)) {
             return self.actor_made(executor, client, task, outcome, micros, effects);
@@ -237,6 +242,10 @@ impl Node {
     pub(crate) fn settle_ended(&mut self, executor: u32, effects: &mut Vec<Effect>) {
         let Some(known) = self.executors.get_mut(&executor) else { return };
         if known.sent.front().is_some_and(|next| next.revoking) {
+            return;
+        }
+        // A durable result is reported when its copy is written.
+        if known.ended.as_ref().is_some_and(|ended| self.durable.is_written_for(ended.task)) {
             return;
         }
         let heir = known.sent.front().map(|next| next.task);

@@ -124,6 +124,18 @@ pub enum Event {
         /// Where.
         location: Location,
     },
+    /// Answer to `WriteDurable`: the copy is there.
+    DurableWritten {
+        /// Which.
+        object: ObjectId,
+    },
+    /// Answer to `WriteDurable`: nothing was written.
+    DurableFailed {
+        /// Which.
+        object: ObjectId,
+        /// What ends a sentence: where to, and why not.
+        reason: String,
+    },
     /// The machine's memory, or what a cgroup leaves this node of it, is about to run out. Said a few times a second as
     /// long as it is so.
     MemoryShort(MemoryShort),
@@ -341,6 +353,29 @@ pub enum Effect {
     DeleteSpilled {
         /// Which.
         object: ObjectId,
+    },
+    /// Write a copy of an object that is being served to durable storage, under this node's name. Answered by
+    /// `DurableWritten` or `DurableFailed`.
+    WriteDurable {
+        /// Which.
+        object: ObjectId,
+    },
+    /// Read an object from durable storage into memory of the daemon's own. The node reserved the bytes already. Answered
+    /// by `Stored` or `StoreFailed`.
+    FetchDurable {
+        /// Which.
+        object: ObjectId,
+        /// In bytes.
+        size: u64,
+        /// Under whose name it was written.
+        writer: NodeId,
+    },
+    /// Delete this from durable storage, if it is there.
+    DeleteDurable {
+        /// Which.
+        object: ObjectId,
+        /// Under whose name it was written.
+        writer: NodeId,
     },
     /// Delete the file of an actor's state that nobody keeps any more, if there is one: its executor wrote it.
     DeleteState {

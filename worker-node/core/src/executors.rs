@@ -70,6 +70,11 @@ impl Executor {
         })
     }
 
+    /// Whether it has anything to do, or to answer for.
+    pub(crate) fn is_at_work(&self) -> bool {
+        !self.sent.is_empty() || self.ended.is_some()
+    }
+
     fn free_slot(&mut self, slot: u16) {
         if u32::from(slot) < SLOTS {
             self.slots &= !(1 << slot);
@@ -211,7 +216,8 @@ impl Node {
         let shape = running.shape;
         let template = running.spec.template.clone();
         // Nothing waits behind an actor that is being made: the executor will be its own.
-        if template.kind != TaskKind::Function {
+        // Nor behind one that has not ended before its results are written.
+        if template.kind != TaskKind::Function || template.durable {
             return;
         }
         let depth = self.catalogue.depth(&template);
@@ -229,7 +235,7 @@ impl Node {
                     .attempts
                     .get(&next)
                     .map(|next| next.spec.template.clone())
-                    .is_some_and(|next| self.catalogue.depth(&next) > 1);
+                    .is_some_and(|next| !next.durable && self.catalogue.depth(&next) > 1);
             if !short {
                 self.ahead.entry(shape).or_default().push_front(next);
                 return;
@@ -389,7 +395,7 @@ impl Node {
             self.actor_exited(actor, gone, cause, unstarted, effects);
             return self.feed(key, effects);
         }
-        let ended = gone.ended.take();
+        let mut ended = gone.ended.take();
         let pool = self.pool(key);
         pool.idle.retain(|idle| *idle != executor);
         if gone.client.is_none() {
@@ -424,6 +430,9 @@ impl Node {
             self.back_to_queue(sent.task, effects);
         }
         let mut lost = lost.into_iter().peekable();
+        if let Some(ended) = ended.take_if(|ended| self.durable.is_written_for(ended.task)) {
+            self.durable.orphans.insert(ended.task, (gone.client, ended));
+        }
         if let Some(Ended { task, outcome, retry, micros }) = ended {
             let heir = lost.peek().map(|next| next.task);
             let heir = heir.filter(|next| self.attempts.get(next).is_some_and(|next| next.lease.is_none()));
@@ -478,7 +487,7 @@ impl Node {
             if executor.sent.len() > 1 && age > PATIENCE {
                 stuck.push(*id);
             }
-            if executor.sent.is_empty()
+            if !executor.is_at_work()
                 && executor.client.is_some()
                 && !executor.ending
                 && age > self.config.idle_timeout

@@ -58,6 +58,11 @@ impl Node {
                     self.freed(object, effects);
                 }
             }
+            HeadToNode::DeleteDurable { writer, objects } => {
+                for object in objects {
+                    self.delete_durable(object, writer, effects);
+                }
+            }
             HeadToNode::Copy { object, located } => self.move_in(object, located, effects),
             HeadToNode::Drained => effects.push(Effect::End),
             // The daemon's edge looks for heads.
@@ -115,18 +120,20 @@ impl Node {
             effects.push(Effect::ToHead(message));
         }
         self.next_heartbeat = self.now;
+        self.let_speak(effects);
         self.tick(effects);
     }
 
     pub(crate) fn end_all_attempts(&mut self, effects: &mut Vec<Effect>) {
         self.end_all_actors(effects);
         let mut executors: Vec<u32> =
-            self.executors.iter().filter(|(_, known)| !known.sent.is_empty()).map(|(id, _)| *id).collect();
+            self.executors.iter().filter(|(_, known)| known.is_at_work()).map(|(id, _)| *id).collect();
         executors.sort_unstable();
         for executor in executors {
             if let Some(known) = self.executors.get_mut(&executor) {
                 known.ending = true;
                 known.sent.clear();
+                known.ended = None;
             }
             effects.push(Effect::EndExecutor { executor, force: true });
         }
@@ -134,6 +141,7 @@ impl Node {
         for task in tasks {
             self.forget_attempt(task);
         }
+        self.durable.forget_ends();
     }
 
     pub(crate) fn job_ended(&mut self, job: JobId, effects: &mut Vec<Effect>) {

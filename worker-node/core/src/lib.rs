@@ -11,6 +11,7 @@
 //! | `executors` | processes, and what each was sent (rule S3) |
 //! | `direct`, `far` | calls to actors past the head: on this node, and between nodes (rules A1 to A5) |
 //! | `objects`, `values`, `located` | what lies here, who asked for it, who sees it, when it goes (rule P1) |
+//! | `durable` | copies in durable storage, and the ends of tasks that wait for them |
 //! | `streams` | items that tasks yield while they run |
 //! | `places` | what lies where in memory, and what may go to disk |
 //! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
@@ -24,6 +25,7 @@ mod audit;
 mod catalogue;
 mod clients;
 mod direct;
+mod durable;
 mod ending;
 pub mod event;
 mod executors;

@@ -58,6 +58,13 @@ impl Node {
                 known.fetch = Fetch::Waiting;
                 self.bring(object, effects);
             }
+            Located::Durable { size, writer } => {
+                known.size = size;
+                known.source = None;
+                known.written_by = Some(writer);
+                known.fetch = Fetch::Waiting;
+                self.bring(object, effects);
+            }
         }
     }
 
@@ -105,6 +112,7 @@ impl Node {
         known.fetch = Fetch::Idle;
         let pulled = known.inline.is_none() && !known.disk;
         known.source = None;
+        known.written_by = None;
         if known.memory.is_some() {
             // A result of the same task came meanwhile.
             self.give_back(own(location), effects);
@@ -156,6 +164,7 @@ impl Node {
             return;
         }
         let source = known.source.take();
+        let written_by = known.written_by.take();
         if !known.is_awaited() {
             // Who wanted it is gone, and it most likely is too.
             self.forget_if_empty(object);
@@ -163,9 +172,10 @@ impl Node {
         }
         // The head names another source, or says that there is none.
         known.fetch = Fetch::Locating;
-        let message = match source {
-            Some((source, _)) => NodeToHead::SourceFailed { object, source },
-            None => NodeToHead::Locate(object),
+        let message = match (source, written_by) {
+            (Some((source, _)), _) => NodeToHead::SourceFailed { object, source },
+            (None, Some(writer)) => NodeToHead::DurableLost { object, writer, reason: reason.to_owned() },
+            (None, None) => NodeToHead::Locate(object),
         };
         self.tell_head(message, effects);
     }

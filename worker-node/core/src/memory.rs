@@ -174,7 +174,10 @@ impl Node {
             (false, Some((source, address))) => {
                 Effect::Pull { object, size, source: *source, address: address.clone() }
             }
-            (false, None) => return,
+            (false, None) => match known.written_by {
+                Some(writer) => Effect::FetchDurable { object, size, writer },
+                None => return,
+            },
         };
         known.fetch = Fetch::Arriving;
         self.memory.own = self.memory.own.saturating_add(size);

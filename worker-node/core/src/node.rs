@@ -12,6 +12,7 @@ use crate::actors::Actors;
 use crate::attempts::{Attempts, Queue};
 use crate::catalogue::{Catalogue, PoolKey, ShapeKey};
 use crate::clients::Client;
+use crate::durable::Durable;
 use crate::event::{Effect, Event, NodeConfig};
 use crate::executors::{Executor, Pool};
 use crate::far::Far;
@@ -54,6 +55,7 @@ pub struct Node {
     /// States of actors that executors of this node have kept, each with a file of the same name.
     pub(crate) states: Set<ObjectId>,
     pub(crate) memory: Memories,
+    pub(crate) durable: Durable,
     /// What the whole machine has left of it.
     pub(crate) shortage: Shortage,
     /// Specs of attached clients' tasks that have not ended, for a head that comes back without them (rule T6).
@@ -94,6 +96,7 @@ impl Node {
             objects: Objects::default(),
             states: Set::default(),
             memory: Memories::default(),
+            durable: Durable::default(),
             shortage: Shortage::default(),
             unfinished: BTreeMap::new(),
             cpu_used: Amount::ZERO,
@@ -108,6 +111,7 @@ impl Node {
     /// Takes in one event; appends what to do about it, in order.
     pub fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
+        let Some(event) = self.durable.hold_back(event) else { return };
         match event {
             Event::FromHead(message) => self.head_says(message, effects),
             Event::HeadLost => self.connected = false,
@@ -133,6 +137,8 @@ impl Node {
             }
             Event::Spilled { objects } => self.spilled(objects, effects),
             Event::SpillFailed { objects, failure } => self.spill_failed(objects, &failure, effects),
+            Event::DurableWritten { object } => self.durable_written(object, effects),
+            Event::DurableFailed { object, reason } => self.durable_failed(object, &reason, effects),
             Event::MemoryShort(short) => self.memory_short(&short, effects),
             Event::MemoryMeasured { executors } => self.memory_measured(&executors, effects),
             Event::ToldToLeave { within } => self.told_to_leave(within, effects),

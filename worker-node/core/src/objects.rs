@@ -48,6 +48,10 @@ pub(crate) struct Object {
     pub(crate) fetch: Fetch,
     /// Who has it, and that node's data port.
     pub(crate) source: Option<(NodeId, String)>,
+    /// No node has it: it is read from durable storage, where this one wrote it.
+    pub(crate) written_by: Option<NodeId>,
+    /// This node wrote it to durable storage.
+    pub(crate) durable: bool,
     /// The head wants a copy here, for a node that leaves: nobody else need wait for it.
     pub(crate) moving_in: bool,
     /// It is among what waits for memory.
@@ -87,6 +91,8 @@ impl Default for Object {
             disk: false,
             fetch: Fetch::Idle,
             source: None,
+            written_by: None,
+            durable: false,
             moving_in: false,
             wanted: false,
             spilling: false,

@@ -379,6 +379,7 @@ impl Node {
                 false => NodeToHead::CopyAdded(object),
             };
             effects.push(Effect::ToHead(message));
+            self.report_durable(object, known, effects);
         }
     }
 }

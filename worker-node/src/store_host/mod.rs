@@ -3,6 +3,7 @@
 //! Nothing here blocks the event loop: allocating, copying and disk I/O run on blocking threads, transfers on the
 //! threads of the data port.
 
+mod durable;
 mod own;
 mod segments;
 mod serving;
@@ -19,11 +20,13 @@ use cluster_proto::limits::MAX_FRAME;
 use cluster_store::spill::{SpillError, SpillStore};
 use cluster_store::transfer::{DataServer, Puller, PullerConfig, ServerConfig, TransferErrorKind};
 use cluster_types::{
-    ClientId, Failure, FailureKind, Location, Map, NodeToClient, ObjectId, SegmentId, Value,
+    ClientId, Failure, FailureKind, Location, Map, NodeId, NodeToClient, ObjectId, SegmentId, Value,
 };
 use tokio::sync::mpsc;
 use worker_core::{Effect, Event, ServeFrom};
 
+use durable::Durable;
+pub use durable::check_durable_url;
 use own::OwnMemory;
 use segments::Segments;
 pub(crate) use serving::Range;
@@ -46,6 +49,7 @@ pub(crate) struct StoreHost {
     own: Arc<OwnMemory>,
     serving: Arc<Serving>,
     spill: Arc<Spill>,
+    durable: Arc<Durable>,
     /// What waits for transfers to end.
     deferred: Map<Range, Vec<Deferred>>,
     notices: mpsc::UnboundedSender<StoreNotice>,
@@ -88,6 +92,7 @@ impl StoreHost {
                 store: OnceLock::new(),
                 lock: std::sync::Mutex::new(()),
             }),
+            durable: Arc::new(Durable::new(String::new())),
             segments,
             deferred: Map::default(),
             notices,
@@ -96,6 +101,18 @@ impl StoreHost {
             _server: None,
         };
         (host, receiver)
+    }
+
+    /// Where durable copies lie.
+    pub(crate) fn keep_durable_copies(&mut self, url: String) {
+        self.durable = Arc::new(Durable::new(url));
+    }
+
+    /// Deletes the durable copies that this daemon wrote: its cluster ends with it. Blocks.
+    pub(crate) fn delete_durable_copies(&self, node: NodeId) {
+        if !self.durable.is_empty() {
+            self.durable.delete_all(node);
+        }
     }
 
     /// Opens the data port.
@@ -136,6 +153,8 @@ impl StoreHost {
             Effect::StopServing { object } => self.serving.stop(object),
             Effect::Spill { objects } => self.spill(objects),
             Effect::Restore { object } => self.restore(object),
+            Effect::FetchDurable { object, size, writer } => self.fetch_durable(object, size, writer),
+            Effect::DeleteDurable { object, writer } => self.delete_durable(object, writer),
             Effect::DeleteSpilled { object } => {
                 self.when_unused(Range::Disk(object), Deferred::DeleteSpilled)
             }
@@ -294,6 +313,79 @@ impl StoreHost {
                 }
             };
             answer(notices, restored());
+        });
+    }
+
+    /// Writes a copy of what is being served; until that is done it stays as it is.
+    pub(crate) fn write_durable(&self, object: ObjectId, writer: NodeId) {
+        let (durable, spill, begun) = (self.durable.clone(), self.spill.clone(), self.serving.begin(object));
+        let notices = self.notices.clone();
+        self.in_background(move |failures| {
+            let place = durable.place().to_owned();
+            let failed = {
+                let place = place.clone();
+                move |why: String| Event::DurableFailed { object, reason: format!("{place}: {why}") }
+            };
+            let Some((served, guard)) = begun else {
+                return answer(failures, failed("it is not on this node any more".to_owned()));
+            };
+            let told = failed.clone();
+            let started = durable.run(move |turn| async move {
+                let written = match served.read(|at| spill.store()?.map(at)) {
+                    Ok(bytes) => turn.write(object, writer, &bytes).await,
+                    Err(reason) => Err(reason),
+                };
+                drop(guard);
+                let event = match written {
+                    Ok(()) => Event::DurableWritten { object },
+                    Err(reason) => failed(reason),
+                };
+                answer(&notices, event);
+            });
+            if let Err(reason) = started {
+                answer(failures, told(reason));
+            }
+        });
+    }
+
+    fn fetch_durable(&self, object: ObjectId, size: u64, writer: NodeId) {
+        let (durable, own, notices) = (self.durable.clone(), self.own.clone(), self.notices.clone());
+        self.in_background(move |failures| {
+            let failed = move |reason: String, no_memory: bool| Event::StoreFailed {
+                object,
+                missing: !no_memory,
+                reason,
+                no_memory,
+            };
+            let mut buffer = match own.alloc(size) {
+                Ok(buffer) => buffer,
+                Err(reason) => return answer(failures, failed(reason, true)),
+            };
+            let place = durable.place().to_owned();
+            let started = durable.run(move |turn| async move {
+                let event = match turn.read(object, writer, &mut buffer).await {
+                    Ok(()) => Event::Stored { object, location: buffer.seal() },
+                    Err(reason) => failed(format!("{place}: {reason}"), false),
+                };
+                answer(&notices, event);
+            });
+            if let Err(reason) = started {
+                answer(failures, failed(reason, false));
+            }
+        });
+    }
+
+    fn delete_durable(&self, object: ObjectId, writer: NodeId) {
+        let durable = self.durable.clone();
+        self.in_background(move |_| {
+            let deleted = durable.run(move |turn| async move {
+                if let Err(error) = turn.delete(object, writer).await {
+                    tracing::warn!(%object, error, "a durable copy that nobody needs stays");
+                }
+            });
+            if let Err(error) = deleted {
+                tracing::warn!(%object, error, "a durable copy that nobody needs stays");
+            }
         });
     }
 

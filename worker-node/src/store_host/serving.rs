@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use cluster_store::segment::ReadBuf;
+use cluster_store::segment::{ReadBuf, ReadMapping};
 use cluster_store::spill::{SpillError, SpillLocation};
 use cluster_store::transfer::{Key, ObjectSource, Opened};
 use cluster_types::{ClientId, FailureKind, Location, Map, ObjectId};
@@ -136,6 +136,51 @@ impl Serving {
         index.in_use.entry(range).or_insert(InUse { object, transfers: 0 }).transfers += 1;
         self.active.fetch_add(1, Ordering::SeqCst);
         Some((served, Some(Guard { serving: self.clone(), range })))
+    }
+}
+
+/// Bytes of an object being served, where they lie.
+pub(super) enum ServedBytes {
+    Inline(Bytes),
+    Memory { mapping: Arc<ReadMapping>, location: Location },
+    Disk(ReadBuf),
+}
+
+impl std::ops::Deref for ServedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            ServedBytes::Inline(bytes) => bytes,
+            // Checked when it was made.
+            ServedBytes::Memory { mapping, location } => {
+                mapping.bytes(location.offset, location.len).unwrap_or_default()
+            }
+            ServedBytes::Disk(mapped) => mapped,
+        }
+    }
+}
+
+impl Served {
+    /// # Errors
+    /// Why they cannot be read.
+    pub(super) fn read(
+        &self,
+        map: impl FnOnce(SpillLocation) -> Result<ReadBuf, SpillError>,
+    ) -> Result<ServedBytes, String> {
+        match self {
+            Served::Inline(bytes) => Ok(ServedBytes::Inline(bytes.clone())),
+            Served::Memory { segment, location } => {
+                let mapping = segment.read_mapping().map_err(|error| error.to_string())?;
+                match mapping.bytes(location.offset, location.len) {
+                    Some(_) => Ok(ServedBytes::Memory { mapping, location: *location }),
+                    None => Err("it lies beyond its segment".to_owned()),
+                }
+            }
+            Served::Disk { at, .. } => {
+                map(*at).map(ServedBytes::Disk).map_err(|error| super::explain(&error))
+            }
+        }
     }
 }
 

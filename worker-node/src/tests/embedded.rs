@@ -19,6 +19,7 @@ fn embedded_daemon() {
         lifeline: std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned().unwrap(),
         ready: std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned().unwrap(),
         spill_dir: PathBuf::new(),
+        durable: String::new(),
     });
     std::process::exit(match ended {
         Ok(()) => 0,

@@ -5,6 +5,7 @@ mod cancel;
 mod checkpoints;
 mod direct;
 mod drain;
+mod durable;
 mod groups;
 mod lineage;
 mod liveness;

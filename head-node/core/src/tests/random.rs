@@ -189,6 +189,7 @@ impl World {
             stream: (c % 3 == 1).then(StreamLimits::default),
             variants: if c % 5 == 1 { vec![Resources::cpus(i64::from(b % 3))] } else { Vec::new() },
             backoff: Backoff { first_ms: u32::from(b % 2) * 300, growth: 200, most_ms: 1_000 },
+            durable: d % 4 == 1,
         };
         let deps: Refs = if c.is_multiple_of(3) { [object(b, d)].into_iter().collect() } else { Refs::new() };
         let spec = TaskSpec {

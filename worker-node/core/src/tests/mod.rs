@@ -2,6 +2,7 @@
 
 mod attempts;
 mod clients;
+mod durable;
 mod executors;
 mod garbage;
 mod head;

@@ -120,7 +120,14 @@ impl World {
                     self.answers.push_back(Event::Spilled { objects: ids });
                 }
             }
-            Effect::DeleteState { .. } => {}
+            Effect::DeleteState { .. } | Effect::DeleteDurable { .. } => {}
+            Effect::WriteDurable { object } => self.answers.push_back(Event::DurableWritten { object }),
+            Effect::FetchDurable { object, .. } => self.answers.push_back(Event::StoreFailed {
+                object,
+                missing: true,
+                reason: "this world has no storage".to_owned(),
+                no_memory: false,
+            }),
             Effect::DeleteSpilled { object } => {
                 self.spilled.remove(&object);
             }

@@ -61,6 +61,7 @@ impl World {
             NodeToHead::Locate(object) | NodeToHead::SourceFailed { object, .. } => {
                 self.head.asked.push(object)
             }
+            NodeToHead::Durable { .. } | NodeToHead::DurableLost { .. } => {}
             NodeToHead::CopyAdded(object) => {
                 if self.head.gone.contains(&object) {
                     self.answers.push_back(Event::FromHead(HeadToNode::Free(vec![object])));
