@@ -1,1 +1,1 @@
-"""Faults on purpose: what a cluster is put through for minutes, beyond what tests do: `scripts/chaos`, `scripts/soak`."""
+"""Faults on purpose: what a cluster is put through for minutes, beyond tests: `scripts/chaos`, `scripts/soak`."""

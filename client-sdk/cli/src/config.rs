@@ -21,7 +21,7 @@ pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
 const DRAIN_SECONDS: f64 = 25.0;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "host",
     "advertise",
     "port",

@@ -143,7 +143,9 @@ class RemoteFunction(Generic[P, R]):
             signature = _calls.described(self._function)
             num_returns, stream = _streams.returns(options, self._function)
             if options.durable and stream is not None:
-                raise ValueError(f"{name} yields its items, and durable=True is for results of functions that return")
+                raise ValueError(
+                    f"{name} yields its items, and durable=True is for results of functions that return"
+                )
             function = self._function
             if options.num_returns == "dynamic":
                 function = _streams.Collected(function)

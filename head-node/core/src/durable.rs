@@ -30,7 +30,7 @@ impl Head {
     /// A result that nobody needs was written.
     pub(crate) fn spare_durable(&mut self, home: NodeIx, id: ObjectId) {
         let Some(writer) = self.nodes.get(home).map(|node| node.id) else { return };
-        if !self.objects.by_id(id).is_some_and(|object| object.durable() == Some(writer)) {
+        if self.objects.by_id(id).is_none_or(|object| object.durable() != Some(writer)) {
             self.to_delete.entry(writer).or_default().push(id);
         }
     }

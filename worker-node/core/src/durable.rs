@@ -99,6 +99,10 @@ impl Node {
                 && known.is_some_and(|known| known.escaped && known.has_copy() && !known.freed)
         });
         match known {
+            Some(object) if self.objects.get(&object).is_some_and(|known| known.durable) => {
+                let reply = Ok(QueryReply::States(vec![object.to_string()]));
+                self.tell_client(client, NodeToClient::Reply { number, reply }, effects);
+            }
             Some(object) => self.write_durable(object, Waiting::Client(client, number), effects),
             None => {
                 let reply = Err(format!("{object} is no object that its maker put on this node"));
@@ -196,6 +200,10 @@ impl Node {
 
     pub(crate) fn durable_failed(&mut self, object: ObjectId, reason: &str, effects: &mut Vec<Effect>) {
         let Some(write) = self.durable.writes.remove(&object) else { return };
+        if write.freed {
+            // An earlier attempt's copy may be there.
+            effects.push(Effect::DeleteDurable { object, writer: self.config.node });
+        }
         let why = format!("no durable copy of {object} could be written on node {}: {reason}", self.me());
         for waiting in write.waiting {
             match waiting {

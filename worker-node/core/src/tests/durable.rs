@@ -74,6 +74,18 @@ fn what_is_freed_while_it_is_written_is_deleted_then() {
 }
 
 #[test]
+fn what_is_durable_is_not_written_twice() {
+    let mut scene = Scene::new();
+    let object = durable_put(&mut scene, 9);
+    scene.event(Event::DurableWritten { object });
+    scene.said.clear();
+    let query = Query::MakeDurable { object: object.to_string() };
+    scene.driver_says(ClientToNode::Query { number: 10, query });
+    assert_eq!(writes(&mut scene), []);
+    assert_eq!(replies(&mut scene), [Ok(QueryReply::States(vec![object.to_string()]))]);
+}
+
+#[test]
 fn what_another_node_wrote_before_it_was_lost_is_deleted_by_this_one() {
     let mut scene = Scene::new();
     let object = ObjectId::put(cluster_types::ClientId(0xf), 3);
