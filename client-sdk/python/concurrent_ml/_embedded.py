@@ -111,6 +111,9 @@ class Embedded:
                 )
             more = os.read(out.fileno(), 4096)
             if not more:
+                # It closes this before it says why.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(2)
                 raise ClusterConnectionError(f"the embedded cluster could not start. {self._said()}")
             line += more
         return json.loads(line)

@@ -13,7 +13,7 @@ use client_runtime::{
 use cluster_types::client_node::{Cancellation, LogLine};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{ClientKind, JobInfo, ObjectId, TaskId};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
