@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,12 +16,13 @@ FAILOVER = 5.0
 
 
 class Cluster:
-    """Heads on hosts a and b; members of etcd on a, b and c; a worker that joined by one of the heads on c."""
+    """Heads on hosts a and b; members of etcd on a, b and c, or on others; a worker that joined by a head on c."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, etcd_apart: bool = False) -> None:
         self.net = net
         self.a, self.b, self.c = net.host("a"), net.host("b"), net.host("c")
-        self.url = start_etcd([self.a, self.b, self.c])
+        self.members = [net.host(f"e{n}") for n in range(3)] if etcd_apart else [self.a, self.b, self.c]
+        self.url = start_etcd(self.members)
         self.a.cluster_up(num_cpus=1, state=self.url)
         self.b.cluster_up(num_cpus=1, state=self.url, env={"CLUSTER_TOKEN": self.a.token})
         # By the head that stands by.
@@ -33,9 +35,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(net: Network) -> Cluster:
-    made = Cluster(net)
-    assert made.leader(made.a) == made.a.head_address
-    return made
+    return Cluster(net)
 
 
 def run_on(host: Host, address: str = "", timeout: float = 60) -> int:
@@ -69,50 +69,73 @@ def test_any_heads_address_will_do(cluster: Cluster) -> None:
     assert run_on(elsewhere, f"{cluster.net.SUBNET}.99:8264,{b.head_address}") == 3
 
 
-def lead_elsewhere(cluster: Cluster, fail: Callable[[Host], object]) -> float:
-    """Has the leader, on a, fail; returns after how many seconds the head on b says that it leads."""
-    fail(cluster.a)
+def lead_elsewhere(cluster: Cluster, fail: Callable[[Cluster], object]) -> float:
+    """Has the leader, on a, fail; returns after how many seconds the head on b leads."""
+    log = cluster.b.directory / "logs/head.log"
+    assert "head leads" not in log.read_text()
+    fail(cluster)
     begun = time.monotonic()
+    wait_until(lambda: "head leads" in log.read_text(), 20, "the standby leads")
+    took = time.monotonic() - begun
+    assert cluster.leader(cluster.b) == cluster.b.head_address
+    return took
 
-    def leads() -> bool:
-        try:
-            return cluster.leader(cluster.b) == cluster.b.head_address
-        except CommandFailed:
-            return False
 
-    wait_until(leads, 20, "the standby leads")
-    return time.monotonic() - begun
+def cut_off_from_etcd(cluster: Cluster) -> None:
+    """It goes on to reach everybody else."""
+    for member in cluster.members:
+        cluster.a.run(["ip", "route", "add", "blackhole", f"{member.address}/32"])
+
+
+def reach_etcd(cluster: Cluster) -> None:
+    for member in cluster.members:
+        cluster.a.run(["ip", "route", "del", "blackhole", f"{member.address}/32"])
+
+
+@dataclass
+class Fault:
+    """What becomes of the leader, on host a."""
+
+    begin: Callable[[Cluster], object]
+    end: Callable[[Cluster], object] | None
+    etcd_apart: bool = False
+    # Whether the machine's worker can go to the new leader.
+    whole_machine: bool = False
 
 
 FAULTS = {
-    "killed": lambda cluster: lambda host: host.kill(Role.HEAD),
-    "paused": lambda cluster: lambda host: host.pause(Role.HEAD),
-    "cut off": lambda cluster: cluster.net.cut,
+    "killed": Fault(lambda cluster: cluster.a.kill(Role.HEAD), None),
+    "paused": Fault(lambda cluster: cluster.a.pause(Role.HEAD), lambda cluster: cluster.a.resume(Role.HEAD)),
+    "cut off from all": Fault(
+        lambda cluster: cluster.net.cut(cluster.a),
+        lambda cluster: cluster.net.restore(cluster.a),
+        whole_machine=True,
+    ),
+    "cut off from etcd": Fault(cut_off_from_etcd, reach_etcd, etcd_apart=True),
 }
 
 
-@pytest.mark.parametrize("fault", list(FAULTS))
-def test_a_standby_leads_within_five_seconds(cluster: Cluster, fault: str) -> None:
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_standby_leads_within_five_seconds(net: Network, name: str) -> None:
+    fault = FAULTS[name]
+    cluster = Cluster(net, fault.etcd_apart)
     a, b, c = cluster.a, cluster.b, cluster.c
+    assert cluster.leader(b) == a.head_address
     term = b.cluster_json("status")["term"]
-    took = lead_elsewhere(cluster, FAULTS[fault](cluster))
-    print(f"{fault}: led from elsewhere after {took:.1f} s")
+    took = lead_elsewhere(cluster, fault.begin)
     assert took < FAILOVER
     assert b.cluster_json("status")["term"] > term
-    # Its machine is cut off, or its daemon goes on and finds the new leader.
-    nodes = 2 if fault == "cut off" else 3
+    nodes = 2 if fault.whole_machine else 3
     wait_until(
         lambda: c.cluster_json("status")["nodes"] == nodes, 15, f"{nodes} nodes are with the new leader"
     )
+    print(f"{name}: led from elsewhere after {took:.1f} s")
     assert run_on(c) == nodes
     assert run_on(c, f"{a.head_address},{b.head_address}") == nodes
-    if fault == "killed":
+    if fault.end is None:
         return
-    if fault == "paused":
-        a.resume(Role.HEAD)
-    else:
-        cluster.net.restore(a)
-    # It learns that it does not lead, and says so.
+    fault.end(cluster)
+    # The old leader learns that it does not lead, and says so.
     wait_until(lambda: c.cluster_json("status")["nodes"] == 3, 30, "the node that was cut off is back")
     wait_until(lambda: cluster.leader(a) == b.head_address, 10, "the old leader names the new one")
     assert b.cluster_json("status")["standbys"] == [a.head_address]
@@ -120,7 +143,7 @@ def test_a_standby_leads_within_five_seconds(cluster: Cluster, fault: str) -> No
 
 
 def test_a_leader_that_is_told_to_end_hands_over_at_once(cluster: Cluster) -> None:
-    took = lead_elsewhere(cluster, lambda host: host.down())
+    took = lead_elsewhere(cluster, lambda cluster: cluster.a.down())
     assert took < 3
     assert json.loads(cluster.b.cluster("status", "--json").stdout)["address"] == cluster.b.head_address
 

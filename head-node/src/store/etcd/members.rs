@@ -44,11 +44,19 @@ pub(crate) enum Trouble {
 }
 
 impl Members {
-    /// Connects when it is needed.
+    /// Connects when it is needed. A member that is cut off from the others says so instead of waiting for them.
     pub(crate) fn new(url: &EtcdUrl, password: Option<&str>) -> Self {
-        // A member that is cut off from the others says so instead of waiting for them.
+        Self::with(url, password, true)
+    }
+
+    /// For reading what a member has, be it cut off from the others or not.
+    pub(crate) fn each_alone(url: &EtcdUrl, password: Option<&str>) -> Self {
+        Self::with(url, password, false)
+    }
+
+    fn with(url: &EtcdUrl, password: Option<&str>, require_leader: bool) -> Self {
         let mut options = ConnectOptions::new()
-            .with_require_leader(true)
+            .with_require_leader(require_leader)
             .with_connect_timeout(CONNECT)
             .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2));
         if let Some(user) = &url.user {
@@ -60,6 +68,11 @@ impl Members {
             trouble: "not asked yet".to_owned(),
         };
         Self { members: url.members.iter().map(member).collect(), current: 0, options }
+    }
+
+    /// Asks that member first which answered these last.
+    pub(crate) fn begin_with(&mut self, others: &Self) {
+        self.current = others.current;
     }
 
     /// Carries out a transaction, asking one member after the other until the deadline.

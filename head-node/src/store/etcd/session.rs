@@ -118,6 +118,7 @@ impl Session {
         let tenure = Tenure::not_begun();
         let mut task = Task {
             members: Members::new(url, password.as_deref()),
+            watched: Members::each_alone(url, password.as_deref()),
             keys: Keys::new(&url.name),
             me: Leader { head: head.clone(), address: address.to_owned(), n: 0 },
             tenure: tenure.clone(),
@@ -135,7 +136,7 @@ impl Session {
             .map_err(|error| StoreError::Etcd(format!("cannot start an event loop for etcd: {error}")))?;
         let run = move || {
             runtime.block_on(async move {
-                let first = task.look(Instant::now() + FIRST_PATIENCE).await;
+                let first = task.begin().await;
                 let failed = first.is_err();
                 let _ = opened.send(first);
                 if failed {
@@ -227,6 +228,8 @@ enum Standing {
 
 struct Task {
     members: Members,
+    /// For looking who leads.
+    watched: Members,
     keys: Keys,
     me: Leader,
     tenure: Tenure,
@@ -237,11 +240,7 @@ struct Task {
 impl Task {
     async fn run(&mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         loop {
-            let begun = Instant::now();
-            let next = match self.standing {
-                Standing::By { .. } => begun + LOOK,
-                Standing::Leading { .. } => begun + RENEW,
-            };
+            let next = self.next(Instant::now());
             loop {
                 let order = tokio::select! {
                     biased;
@@ -255,7 +254,7 @@ impl Task {
             }
             match self.standing {
                 Standing::By { .. } => {
-                    if let Err(trouble) = self.look(Instant::now() + PATIENCE).await {
+                    if let Err(trouble) = self.look().await {
                         tracing::warn!(?trouble, "cannot see who leads");
                         self.news.send_if_modified(|position| position.chance.take().is_some());
                     }
@@ -326,20 +325,41 @@ impl Task {
         answer.map(found).map_err(|trouble| StoreError::Etcd(sentence(trouble)))
     }
 
-    fn who(&self) -> [TxnOp; 2] {
-        let all = GetOptions::new().with_prefix();
-        [TxnOp::get(self.keys.leader(), None), TxnOp::get(self.keys.heads(), Some(all))]
+    /// Reads who leads and which heads there are.
+    fn who(&self, how: GetOptions) -> [TxnOp; 2] {
+        let all = how.clone().with_prefix();
+        [TxnOp::get(self.keys.leader(), Some(how)), TxnOp::get(self.keys.heads(), Some(all))]
     }
 
-    /// Sees who leads, and whether anybody does.
-    async fn look(&mut self, deadline: Instant) -> Result<(), Trouble> {
-        let answer = self.members.transact(&Txn::new().and_then(self.who()), deadline).await?;
+    /// Whether there is an etcd that works; who leads is seen on the way.
+    async fn begin(&mut self) -> Result<(), Trouble> {
+        let who = Txn::new().and_then(self.who(GetOptions::new()));
+        let answer = self.members.transact(&who, Instant::now() + FIRST_PATIENCE).await?;
+        self.see(answer);
+        Ok(())
+    }
+
+    /// Sees who leads, and whether anybody does. What the next best member has is good enough, though the others may be
+    /// further: to have seen a renewal early is worth more, when etcd's own leader is lost at the same time, than to have
+    /// seen the latest; and leadership is taken only if nothing later was.
+    async fn look(&mut self) -> Result<(), Trouble> {
+        let who = Txn::new().and_then(self.who(GetOptions::new().with_serializable()));
+        let answer = self.watched.transact(&who, Instant::now() + PATIENCE).await?;
+        // The one that was asked last may be what is gone.
+        self.members.begin_with(&self.watched);
+        self.see(answer);
+        Ok(())
+    }
+
+    fn see(&mut self, answer: TxnResponse) {
         let [leader, heads] = two(found(answer));
         let now = Instant::now();
         let revision = leader.first().map_or(0, KeyValue::mod_revision);
-        let Standing::By { seen } = &mut self.standing else { return Ok(()) };
+        let Standing::By { seen } = &mut self.standing else { return };
         let since = match seen {
             Some((last, since)) if *last == revision => *since,
+            // A member that lags behind; but an etcd may also have been restored from what it was long ago.
+            Some((last, since)) if *last > revision && now.duration_since(*since) < SILENT_FOR => return,
             _ => seen.insert((revision, now)).1,
         };
         let address = leader.first().and_then(leader_of).map(|leader| leader.address).unwrap_or_default();
@@ -349,7 +369,19 @@ impl Task {
             chance: silent.then_some(revision),
         };
         self.tell(position);
-        Ok(())
+    }
+
+    /// When to look, or to renew, again.
+    fn next(&self, begun: Instant) -> Instant {
+        match self.standing {
+            Standing::Leading { .. } => begun + RENEW,
+            Standing::By { seen: None } => begun + LOOK,
+            Standing::By { seen: Some((_, since)) } => {
+                // Not a moment later than it may be taken over.
+                let silent = since + SILENT_FOR;
+                if silent > begun { silent.min(begun + LOOK) } else { begun + LOOK }
+            }
+        }
     }
 
     /// Takes leadership, if the leader's key is as it was when this head decided to try.
@@ -369,7 +401,11 @@ impl Task {
         let written = self.try_write(revision, writes, until).await;
         match &written {
             Ok(_) => self.tenure.extend(begun.after(LEADS_FOR)),
-            Err(_) => self.step_down(),
+            Err(_) => {
+                self.step_down();
+                // If this came as a surprise, the member that was watched may be cut off from the others.
+                self.watched.begin_with(&self.members);
+            }
         }
         let (revision, heads) = written?;
         self.standing = Standing::Leading { revision };
@@ -396,12 +432,12 @@ impl Task {
         let key = self.keys.leader();
         let value = serde_json::to_vec(&self.me).unwrap_or_default();
         let mut then = vec![TxnOp::put(key.clone(), value, None)];
-        then.extend(self.who());
+        then.extend(self.who(GetOptions::new()));
         then.extend(self.operations(writes)?);
         let txn = Txn::new()
             .when([Compare::mod_revision(key, CompareOp::Equal, revision)])
             .and_then(then)
-            .or_else(self.who());
+            .or_else(self.who(GetOptions::new()));
         let left = until.left();
         if left.is_zero() {
             let reason = "it did not renew its leadership in time; was it paused?";
