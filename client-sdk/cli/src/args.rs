@@ -185,7 +185,7 @@ pub struct UpArgs {
     /// The name or address by which other machines reach this one [default: the one listened on]
     #[arg(long, env = "CLUSTER_ADVERTISE", value_name = "HOST", help_heading = "Network")]
     pub advertise: Option<String>,
-    /// The head's port [default: 8264]
+    /// The head's port; 0: any that is free [default: 8264]
     #[arg(long, env = "CLUSTER_PORT", value_name = "PORT", help_heading = "Network")]
     pub port: Option<u16>,
     /// The port for objects on their way between nodes [default: 8266]

@@ -30,7 +30,12 @@ const LOG_TAIL: usize = 15;
 const ELSEWHERE: &str = "192.0.2.1:9";
 
 pub fn run(args: &UpArgs) -> Result<(), CliError> {
-    let config = UpConfig::new(args)?;
+    let mut config = UpConfig::new(args)?;
+    let host = config.listen_host();
+    config.port = chosen(host, config.port)?;
+    config.data_port = chosen(host, config.data_port)?;
+    config.gateway_port.0 = chosen(host, config.gateway_port.0)?;
+    let config = config;
     let dir = &config.dir;
     dir.create()?;
     let lock = dir.lock()?;
@@ -126,6 +131,15 @@ fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
         data_port: config.data_port,
         gateway_port: gateway.port(),
     })
+}
+
+/// Port 0 means a free one.
+fn chosen(host: IpAddr, port: u16) -> Result<u16, CliError> {
+    if port != 0 {
+        return Ok(port);
+    }
+    let free = TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr());
+    free.map(|address| address.port()).map_err(CliError::io(format!("find a free port of {host}")))
 }
 
 /// An address that is listened on, as it is reached from this machine.
@@ -312,6 +326,13 @@ mod tests {
         let text = silent.explain("head", "ended at its start (signal: 9)", path);
         assert!(text.starts_with("the head daemon ended at its start (signal: 9)"), "{text}");
         assert!(text.ends_with("line 39") && text.lines().count() == LOG_TAIL + 1, "{text}");
+    }
+
+    #[test]
+    fn port_zero_means_a_free_one() {
+        let host = IpAddr::from([127, 0, 0, 1]);
+        assert_ne!(chosen(host, 0).unwrap(), 0);
+        assert_eq!(chosen(host, 8264).unwrap(), 8264);
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl ClientCore {
                 kind: FailureKind::ActorDied,
                 message: message.into(),
                 payload: bytes::Bytes::new(),
-                task: Some(spec.id),
+                task: actor.task().map(|(maker, _)| maker),
             };
             let told = self.unfinished.get(&spec.id).is_some_and(|task| task.expected);
             let outcome = FinishedOutcome::Failed(failure);
@@ -361,6 +361,12 @@ impl ClientCore {
             Some(_) => {}
             None => self.out.drop(object),
         }
+    }
+
+    /// Whether this is the result of a call of this client's that has not ended.
+    pub fn is_own_call(&self, object: ObjectId) -> bool {
+        let task = object.task().and_then(|(task, _)| self.unfinished.get(&task));
+        task.is_some_and(|task| task.actor.is_some())
     }
 
     /// Cancels a call that the head does not know; false if it is none.

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import pickle
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, ca
 from . import _calls, _native, _state, _strategies, _streams
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import STREAM_BYTES, ActorOptions, MethodOptions
-from .exceptions import ClusterClosedError, ConnectionLostError, _ActorExit
+from .exceptions import ClusterClosedError, ConnectionLostError, PendingCallsLimitExceeded, _ActorExit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,6 +62,7 @@ class Description:
     concurrent: bool = False
     keeps_state: bool = False
     checkpoint_interval: float | None = None
+    max_pending_calls: int | None = None
 
     @functools.cached_property
     def pickled(self) -> bytes:
@@ -70,7 +72,8 @@ class Description:
             for name, m in self.methods.items()
         }
         parts = (self.class_name, self.module, methods, self.is_async, self.groups, self.max_task_retries)
-        return pickle.dumps((*parts, self.concurrent, self.keeps_state, self.checkpoint_interval), 5)
+        more = (self.concurrent, self.keeps_state, self.checkpoint_interval, self.max_pending_calls)
+        return pickle.dumps(parts + more, 5)
 
 
 @functools.lru_cache(1024)
@@ -133,6 +136,33 @@ class Actor:
     """
 
 
+class _Pending:
+    """The calls through one handle that have no answer yet, where their number is limited."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.calls: list[Any] = []
+        self.lock = threading.Lock()
+
+    def call(self, name: str, make: Callable[[], Any]) -> Any:
+        """Makes the call if there is room for it."""
+        with self.lock:
+            if len(self.calls) >= self.limit:
+                client = _state.connected()
+                self.calls = [ref for ref in self.calls if not client.is_ready(ref)]
+            if len(self.calls) >= self.limit:
+                raise PendingCallsLimitExceeded(
+                    f"{name} was not called: {len(self.calls)} calls through this handle have no answer yet, and its "
+                    f"actor was made with max_pending_calls={self.limit}. Wait for some of them first"
+                )
+            made = make()
+            ref = made.completed() if isinstance(made, ObjectRefGenerator) else made
+            ref = next(iter(ref), None) if isinstance(ref, list) else ref
+            if ref is not None:
+                self.calls.append(ref)
+            return made
+
+
 class ActorMethod(Generic[P, R]):
     """A method of an actor: `.remote(...)` calls it there and returns a ref at once."""
 
@@ -143,7 +173,10 @@ class ActorMethod(Generic[P, R]):
         name: str,
         generation: int,
         options: MethodOptions | None = None,
+        *,
+        pending: _Pending | None = None,
     ) -> None:
+        self._pending = pending
         self._ref = ref
         self._description = description
         self._name = name
@@ -161,6 +194,8 @@ class ActorMethod(Generic[P, R]):
         """
         native = self._native or self._prepare()
         try:
+            if self._pending is not None:
+                return self._pending.call(self._name, lambda: native.call(args, kwargs))
             return native.call(args, kwargs)
         except (ClusterClosedError, ConnectionLostError) as error:
             _check_cluster(self._generation, self._description, self._ref, error)
@@ -169,6 +204,8 @@ class ActorMethod(Generic[P, R]):
     def map(self, *iterables: Iterable[Any], **kwargs: Any) -> list[ObjectRef[R]]:
         """Calls it for each item of an iterable, or of several as Python's `map` does; returns the refs in order."""
         native = self._native or self._prepare()
+        if self._pending is not None:
+            return [self.remote(*items, **kwargs) for items in zip(*iterables, strict=False)]
         try:
             return _calls.many(native, f"{self._name}.map", iterables, kwargs)
         except (ClusterClosedError, ConnectionLostError) as error:
@@ -180,7 +217,9 @@ class ActorMethod(Generic[P, R]):
         what yields `stream_max_items`, `stream_max_bytes`.
         """
         chosen = (self._options or self._declared()).changed(options)
-        return ActorMethod(self._ref, self._description, self._name, self._generation, chosen)
+        return ActorMethod(
+            self._ref, self._description, self._name, self._generation, chosen, pending=self._pending
+        )
 
     def _declared(self) -> MethodOptions:
         known = self._description.methods.get(self._name, Method())
@@ -278,6 +317,8 @@ class ActorHandle(Generic[T]):
         self._ref = ref
         self._description = description
         self._generation = _state.generation
+        limit = description.max_pending_calls
+        self._pending = _Pending(limit) if limit is not None else None
 
     if TYPE_CHECKING:
 
@@ -293,12 +334,12 @@ class ActorHandle(Generic[T]):
             if about is None or not is_there or (name == "__checkpoint__" and not about.keeps_state):
                 raise AttributeError(_no_method(about, name)) from None
             # Methods hold the ref and not this handle: no cycle may keep an actor alive.
-            made = ActorMethod(self._ref, about, name, self._generation)
+            made = ActorMethod(self._ref, about, name, self._generation, pending=self._pending)
             self.__dict__[name] = made
             return made
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("_ref", "_description", "_generation"):
+        if name not in ("_ref", "_description", "_generation", "_pending"):
             about = self._description.class_name
             raise AttributeError(
                 f"{name!r} cannot be set through a handle: the attributes of an actor are where it lives. "
@@ -470,7 +511,16 @@ class ActorClass(Generic[P, T]):
         retries, interval = options.max_task_retries, options.checkpoint_interval
         keeps_state = _keeps_state(cls, interval)
         return Description(
-            name, cls.__module__, methods, is_async, groups, retries, concurrent, keeps_state, interval
+            name,
+            cls.__module__,
+            methods,
+            is_async,
+            groups,
+            retries,
+            concurrent,
+            keeps_state,
+            interval,
+            options.max_pending_calls,
         )
 
     def _prepare(self, client: _native.Client, about: Description, namespace: str) -> _native.Function:

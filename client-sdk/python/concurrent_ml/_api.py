@@ -130,11 +130,25 @@ def _token(directory: Path) -> tuple[str, str]:
         return "", f"CLUSTER_TOKEN is not set and {path} cannot be read ({error.strerror})"
 
 
-def _check_address(address: str) -> None:
-    for head in address.split(","):
-        host, colon, port = head.strip().rpartition(":")
-        if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264")
+DEFAULT_PORT = 8264
+"""The head's, where an address names none."""
+
+
+def _whole_address(address: str) -> str:
+    """`host:port`, or several joined by commas; of a host alone, with the default port."""
+    return ",".join(_whole_head(head.strip(), address) for head in address.split(","))
+
+
+def _whole_head(head: str, address: str) -> str:
+    if head.count(":") > 1 and not head.startswith("["):
+        head = f"[{head}]"
+    if ":" not in head.rpartition("]")[2]:
+        head = f"{head}:{DEFAULT_PORT}"
+    host, _, port = head.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+    if not host or host == "[]" or not is_port or set(host) & set("/ "):
+        raise ValueError(f"address is {address!r}; it must be host:port, like 127.0.0.1:8264, or host")
+    return head
 
 
 def _here(directory: Path) -> dict[str, Any]:
@@ -158,7 +172,7 @@ def _connect(address: str, info: dict[str, Any]) -> _native.Client:
                 f'init("auto") joins the cluster of this machine, but {directory} names none: run `cluster up`, or set '
                 "CLUSTER_DIR"
             )
-    _check_address(address)
+    address = _whole_address(address)
     token, without = _token(directory)
     try:
         # A daemon of that cluster on this machine shares its memory.

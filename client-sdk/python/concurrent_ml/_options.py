@@ -77,6 +77,7 @@ class AllActorOptions(TypedDict, total=False):
     scheduling_strategy: SchedulingStrategy | None
     variants: Sequence[Variant] | None
     checkpoint_interval: str | float | None
+    max_pending_calls: int | None
 
 
 class OtherMethodOptions(TypedDict, total=False):
@@ -169,6 +170,8 @@ class ActorOptions:
     scheduling_strategy: Any = None
     variants: tuple[Mapping[str, Any], ...] = ()
     checkpoint_interval: float | None = None
+    max_pending_calls: int | None = None
+    """Through one handle; `None`: as many as there are."""
 
     def asks(self) -> dict[str, float]:
         """What it asks for, by resource name."""
@@ -498,6 +501,7 @@ _ACTOR_CHECKS = {
     "runtime_env": runtime_env,
     "scheduling_strategy": _strategy,
     "checkpoint_interval": duration,
+    "max_pending_calls": lambda key, value: None if value == -1 else _concurrency(key, value),
 }
 
 _ACTOR_CHECKS["variants"] = _variants

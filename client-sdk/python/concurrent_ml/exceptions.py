@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import pickle
-import re
 import types
 from typing import Any
 
@@ -79,6 +78,10 @@ class ActorError(ClusterError):
 
     actor_id: str | None = None
     cause: BaseException | None = None
+
+
+class PendingCallsLimitExceeded(ClusterError):
+    """A handle has as many calls without an answer as `max_pending_calls` allows: this one was not made."""
 
 
 class ActorDiedError(ActorError):
@@ -315,9 +318,8 @@ def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> 
 
 def _actor_died(message: str, payload: bytes, task: str | None) -> BaseException:
     died = ActorDiedError(message)
-    found = re.search(r"\b[Aa]ctor \S+ \(([0-9a-f]{16}\.\d+\.\d+)\)", message)
-    if found:
-        died.actor_id = found[1]
+    # The actor's id is that of its handle, the one result of what made it.
+    died.actor_id = f"{task}.0" if task is not None else None
     if payload:
         cause = _told(payload)
         died.args = (f"{message}\n\n{cause}",) if str(cause) not in message else (message,)

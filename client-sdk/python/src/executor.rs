@@ -465,7 +465,10 @@ impl Task {
             kind,
             message: message.into(),
             payload: payload.to_vec().into(),
-            task: Some(self.claimed.spec.id),
+            task: match (kind, self.claimed.spec.called_actor()) {
+                (FailureKind::ActorDied, Some(actor)) => actor.task().map(|(maker, _)| maker),
+                _ => Some(self.claimed.spec.id),
+            },
         };
         self.end(py, Err(ExecutorFailure { failure, retryable }))
     }

@@ -274,7 +274,7 @@ def test_a_dead_actor_tells_its_id_and_the_exception_of_its_init():
     except ValueError as error:
         story = exceptions._story(error, "t", "task Counter (t)", "the traceback")
     message = "actor Counter (0000000000000001.1.0) died: its __init__ raised ValueError: no data"
-    died = exceptions._from_failure("ActorDied", message, story, "t")
+    died = exceptions._from_failure("ActorDied", message, story, "0000000000000001.1")
     assert isinstance(died, exceptions.ActorDiedError)
     assert died.actor_id == "0000000000000001.1.0"
     assert isinstance(died.cause, ValueError)

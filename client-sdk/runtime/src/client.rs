@@ -254,6 +254,13 @@ impl Client {
         shared.check_generation()?;
         let mut inner = shared.lock();
         inner.usable()?;
+        if what.force && inner.core.is_own_call(what.object) {
+            return Err(ClientError::Misuse(
+                "force=True ends the process of a task, and a call's is its actor's: kill(actor) ends that, \
+                 cancel(ref) interrupts the call"
+                    .to_owned(),
+            ));
+        }
         if !inner.core.cancel_call(what.object, &what.reason, what.recursive) {
             inner.core.push(ClientToNode::Cancel(what));
         }

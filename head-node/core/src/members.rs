@@ -131,11 +131,12 @@ impl Head {
                 continue;
             }
             let was_leased = matches!(task.state, TaskState::Leased { .. } | TaskState::HandedOut { .. });
-            let is_call = task.spec.called_actor().is_some();
+            let task_actor = task.spec.called_actor();
+            let is_call = task_actor.is_some();
             let may_retry = if asked { task.may_try_again_uncounted() } else { task.may_retry() };
             let cancelled = task.cancelled;
             let id = task.spec.id;
-            let of_actor = match task.spec.called_actor() {
+            let of_actor = match task_actor {
                 Some(handle) => format!("; {}", self.death_of(handle, "its node is lost").message),
                 None => String::new(),
             };
@@ -157,7 +158,8 @@ impl Head {
                 self.enqueue(task_ix, true);
             } else {
                 let kind = if is_call { FailureKind::ActorDied } else { FailureKind::NodeLost };
-                let failure = failure(kind, message, Some(id));
+                let maker = task_actor.and_then(|handle| handle.task()).map(|(maker, _)| maker);
+                let failure = failure(kind, message, maker.or(Some(id)));
                 self.finish(task_ix, Outcome::Failed(failure), None, Some(node.hostname.clone()), 0);
             }
         }

@@ -197,6 +197,9 @@ impl Head {
         match (live.as_slice(), ended.as_slice()) {
             ([one], []) => self.why_live(*one).ok_or_else(|| format!("no task {text}")),
             ([], [one]) => Ok(self.why_ended(one)),
+            ([], []) if !may_be_task_id(&text) => Err(format!(
+                "{text} is no task id, nor the end of one: those are like 1f0c9a63d2b84e75.42 (see `cluster list tasks`)"
+            )),
             ([], []) => Err(format!(
                 "no task {text}: it was never submitted here, or it ended long ago (see `cluster list tasks`)"
             )),
@@ -405,4 +408,14 @@ impl Head {
             draining: node.draining.as_ref().map(|draining| self.drain_view(ix, draining)),
         }
     }
+}
+
+/// Whether a task's id could end so.
+fn may_be_task_id(text: &str) -> bool {
+    let (client, seq) = text.rsplit_once('.').unwrap_or(("", text));
+    let is_hex = |c: char| c.is_ascii_hexdigit();
+    client.len() <= 16
+        && client.chars().all(is_hex)
+        && !seq.is_empty()
+        && seq.chars().all(|c| c.is_ascii_digit())
 }

@@ -389,7 +389,8 @@ pub struct Failure {
     pub message: Arc<str>,
     /// For [`FailureKind::Exception`]: the pickled exception with its traceback. At most 64 KiB; empty otherwise.
     pub payload: Bytes,
-    /// The task that failed first; dependants carry their argument's failure on.
+    /// The task that failed first; dependants carry their argument's failure on. Of [`FailureKind::ActorDied`], what made
+    /// the actor.
     pub task: Option<TaskId>,
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    /// For people; the SDK reads the id from it.
+    /// For people.
     pub(crate) fn title(&self) -> String {
         format!("actor {} ({})", self.class, self.handle())
     }
@@ -330,7 +330,9 @@ impl Node {
                     (FailureKind::ActorDied, message, Retry::Infrastructure)
                 }
             };
-            self.end_failed(sent.task, kind, message, retry, None, effects);
+            let first = if kind == FailureKind::ActorDied { actor.task } else { sent.task };
+            let outcome = Outcome::Failed(failure(kind, message, Some(first)));
+            self.end_attempt(sent.task, None, outcome, retry, 0, None, effects);
         }
     }
 

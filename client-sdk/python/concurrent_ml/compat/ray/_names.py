@@ -116,7 +116,7 @@ NAMES: dict[str, dict[str, str]] = {
         "OutOfMemoryError": "yes",
         "AsyncioActorExit": "partly: never raised: exit_actor() in a coroutine is as in a method",
         "CrossLanguageError": "partly: never raised",
-        "PendingCallsLimitExceeded": "partly: never raised: `max_pending_calls` is ignored",
+        "PendingCallsLimitExceeded": "yes",
         "RaySystemError": "yes",
         "RpcError": "partly: never raised",
         "AuthenticationError": "yes",

@@ -20,7 +20,6 @@ _IGNORED = {
     "_labels": "it is for Ray's own tools",
     "enable_task_events": "the task table is always there",
     "allow_out_of_order_execution": "calls of one caller run in order",
-    "max_pending_calls": "calls queue without bound",
     "object_store_memory": "the store makes room by itself",
     "isolate_process_group": "every executor has a process group of its own",
 }

@@ -8,6 +8,7 @@ from ....exceptions import (
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
+    PendingCallsLimitExceeded,
     TaskCancelledError,
     TaskUnschedulableError,
     WorkerCrashedError,
@@ -71,10 +72,6 @@ class AsyncioActorExit(RayError):
 
 class CrossLanguageError(RayError):
     """An exception of another language."""
-
-
-class PendingCallsLimitExceeded(RayError):
-    """An actor has too many calls that wait."""
 
 
 class RpcError(RayError):
