@@ -292,7 +292,7 @@ impl<C: Core> Driver<C> {
                         let _ = answer.send(reply);
                     }
                 }
-                Effect::Persist(record) => self.records.push(write_of(&record)),
+                Effect::Persist(record) => self.records.push(write_of(&record, &mut self.codec)),
             }
         }
         self.effects = effects;

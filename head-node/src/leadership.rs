@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_types::Term;
+use head_core::HeadConfig;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -25,7 +25,8 @@ pub(crate) enum Leadership {
 
 /// A time in which a head leads.
 pub(crate) struct Reign {
-    pub(crate) term: Term,
+    /// What its core is told of its term and of those before.
+    pub(crate) begun: HeadConfig,
     pub(crate) store: Box<dyn StateStore>,
     pub(crate) tenure: Tenure,
 }
@@ -58,8 +59,8 @@ impl Leadership {
             Self::Alone(store) => {
                 // It leads once, to its end.
                 let Some(mut store) = store.take() else { return std::future::pending().await };
-                let term = begin_term(store.as_mut())?;
-                return Ok(Reign { term, store, tenure: Tenure::forever() });
+                let begun = begin_term(store.as_mut())?;
+                return Ok(Reign { begun, store, tenure: Tenure::forever() });
             }
             Self::Shared(session) => session,
         };
@@ -74,8 +75,8 @@ impl Leadership {
             // It waits for etcd, and this thread goes on answering.
             let begun = tokio::task::spawn_blocking(move || (begin_term(&mut store), store)).await;
             match begun {
-                Ok((Ok(term), store)) => {
-                    return Ok(Reign { term, store: Box::new(store), tenure: session.tenure() });
+                Ok((Ok(begun), store)) => {
+                    return Ok(Reign { begun, store: Box::new(store), tenure: session.tenure() });
                 }
                 Ok((Err(error @ StoreError::Deposed(_)), _)) => {
                     debug!(%error, "another head was faster");

@@ -78,8 +78,9 @@ pub async fn serve<C: Core>(
                 () = &mut shutdown => break,
                 reign = leadership.reign() => reign?,
             };
-            info!(term = reign.term.0, address, "head leads");
-            let core = new_core(HeadConfig { term: reign.term, loss_timeout, ..HeadConfig::default() });
+            let term = reign.begun.term;
+            info!(term = term.0, address, "head leads");
+            let core = new_core(HeadConfig { loss_timeout, ..reign.begun });
             let (inputs, received) = mpsc::unbounded_channel();
             door.send_replace(Door::Leads(inputs));
             let driver = Driver::new(core, reign.store, reign.tenure);
@@ -87,7 +88,7 @@ pub async fn serve<C: Core>(
                 Ok(()) => break,
                 Err(error) if leadership.can_return() => {
                     door.send_replace(Door::StandsBy(leadership.position()));
-                    warn!(term = reign.term.0, %error, "head stands by");
+                    warn!(term = term.0, %error, "head stands by");
                 }
                 Err(error) => return Err(error),
             }

@@ -51,6 +51,7 @@ impl Core for Scripted {
                 effects.push(Effect::Persist(Record::NodeJoined {
                     node: hello.node,
                     incarnation,
+                    since: incarnation,
                     address: hello.data_address.as_str().into(),
                 }));
                 let message = HeadToNode::Admitted { term: self.term, incarnation, loss_timeout_ms: 5000 };

@@ -31,6 +31,8 @@ pub(crate) struct Actor {
     /// It was made at least once.
     pub made: bool,
     pub restarts: u32,
+    /// Its last life that is known to have ended.
+    pub ended: Option<Attempt>,
     /// Somebody ended it, for this reason; whether it may be made anew.
     pub ending: Option<(String, bool)>,
     /// Why it is dead.
@@ -38,6 +40,8 @@ pub(crate) struct Actor {
     pub calls: Calls,
     /// What it keeps over its restarts.
     pub kept: Kept,
+    /// The store has it.
+    pub stored: bool,
     /// Where it lives, for people.
     pub node: Option<Arc<str>>,
 }
@@ -110,13 +114,16 @@ impl Head {
             task: Some(task),
             made: false,
             restarts: 0,
+            ended: None,
             ending: None,
             death: None,
             calls: Calls::new(traits.in_order()),
             kept: Kept::default(),
+            stored: false,
             node: None,
         };
         self.actors.known.insert(handle, actor);
+        self.store_actor(handle);
     }
 
     /// Whether the spec of an actor may be entered.
@@ -188,6 +195,7 @@ impl Head {
                 submitted,
                 micros,
             });
+            self.store_actor(handle);
         } else {
             self.keep_one_handle(handle, node);
         }
@@ -219,8 +227,10 @@ impl Head {
         self.detach(ix);
         let Some(task) = self.tasks.get(ix) else { return };
         let (handle, cancelled) = (task.spec.id.result(0), task.cancelled);
+        let attempt = self.tasks.attempt_of(task);
         let restarts = match self.actors.get_mut(handle) {
             Some(actor) => {
+                actor.ended = Some(attempt);
                 let most = actor.traits().max_restarts;
                 let wished = match actor.ending.take() {
                     Some((_, may_restart)) => may_restart,
@@ -237,6 +247,7 @@ impl Head {
             if let Some(actor) = self.actors.get_mut(handle) {
                 actor.calls.restarts();
             }
+            self.store_actor(handle);
             self.enqueue(ix, true);
         } else {
             self.bury_actor(ix, failure);
@@ -273,6 +284,7 @@ impl Head {
         let waiting = actor.calls.take_all();
         let detached = actor.traits().detached;
         self.actors.free_name(handle);
+        self.unstore_actor(handle);
         self.forget_states(handle);
         for call in waiting {
             if let Some(task) = self.tasks.get(call) {

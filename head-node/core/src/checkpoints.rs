@@ -103,7 +103,17 @@ impl Head {
         if let Some(old) = passed_over {
             self.let_state_go(old);
         }
+        self.store_actor(handle);
         Ok(handle)
+    }
+
+    /// A state that the head before this one kept.
+    pub(crate) fn restore_state(&mut self, handle: ObjectId, state: ObjectId) {
+        self.add_container(state);
+        self.kept_states.actors.insert(state, handle);
+        if let Some(actor) = self.actors.get_mut(handle) {
+            actor.kept.states.push(state);
+        }
     }
 
     /// Sees to it that the newest state is on two nodes. When it is, or cannot be, it is the only one.
@@ -139,8 +149,12 @@ impl Head {
         let newest = kept.states.pop();
         let older = std::mem::replace(&mut kept.states, newest.into_iter().collect());
         kept.copying = None;
+        let changed = !older.is_empty();
         for state in older {
             self.let_state_go(state);
+        }
+        if changed {
+            self.store_actor(handle);
         }
         self.answer_keepers(handle, |_| true);
     }

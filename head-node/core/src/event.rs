@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, Span, Term};
+use cluster_types::kept::{KeptActor, KeptGroup};
+use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, Span, TaskId, Term};
 
 /// What the head is told at its start; nothing in it changes later.
 #[derive(Clone, Debug)]
@@ -20,8 +21,12 @@ pub struct HeadConfig {
     pub inline_budget: u64,
     /// Bytes of specs kept to make lost objects again.
     pub lineage_budget: u64,
-    /// Nodes that the term before knew, with their numbers (rule H1): they are waited for, as long as `loss_timeout`.
-    pub roster: Vec<(NodeId, Incarnation)>,
+    /// Nodes that the term before knew (rule H1): they are waited for, as long as `loss_timeout`.
+    pub roster: Vec<Member>,
+    /// Actors that the term before kept.
+    pub actors: Vec<KeptActor>,
+    /// Its placement groups.
+    pub groups: Vec<KeptGroup>,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -36,6 +41,8 @@ impl Default for HeadConfig {
             inline_budget: 256 << 20,
             lineage_budget: 256 << 20,
             roster: Vec::new(),
+            actors: Vec::new(),
+            groups: Vec::new(),
             prefetch_max: 256,
         }
     }
@@ -136,6 +143,8 @@ pub enum Record {
         node: NodeId,
         /// Its number.
         incarnation: Incarnation,
+        /// What it was when what runs there began: a head that it was resumed by since may have died before it heard.
+        since: Incarnation,
         /// Its data address.
         address: Arc<str>,
     },
@@ -144,4 +153,23 @@ pub enum Record {
         /// Which.
         node: NodeId,
     },
+    /// What is to be known of an actor whose submitter need not know any more: one that is detached, or may be made anew.
+    ActorKept(KeptActor),
+    /// It is dead for good. What made it.
+    ActorGone(TaskId),
+    /// A placement group has its bundles, or some of them have other places.
+    GroupKept(KeptGroup),
+    /// It was removed. What made it.
+    GroupGone(TaskId),
+}
+
+/// A node of the term before. See [`Record::NodeJoined`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which.
+    pub node: NodeId,
+    /// Its last number.
+    pub incarnation: Incarnation,
+    /// The first number under which what runs there is current.
+    pub since: Incarnation,
 }

@@ -17,6 +17,7 @@ use cluster_types::{
 use smallvec::smallvec;
 
 use crate::bundles::Bundle;
+use crate::event::{Effect, Record};
 use crate::head::{Head, failure};
 use crate::ledger::check_amounts;
 use crate::queries::by_name;
@@ -175,6 +176,13 @@ impl Head {
         let Some(task) = self.tasks.get_mut(ix) else { return };
         task.state = TaskState::Reserving;
         let (spec, stamp) = (task.spec.clone(), task.stamp);
+        self.insert_group(&spec, Some(ix));
+        let object = spec.id.result(0);
+        self.groups.wait(object);
+        self.judge_group(object, ix, stamp);
+    }
+
+    pub(crate) fn insert_group(&mut self, spec: &Arc<TaskSpec>, task: Option<TaskIx>) {
         let TaskKind::Group(traits) = &spec.template.kind else { return };
         let object = spec.id.result(0);
         if !traits.name.is_empty() {
@@ -183,10 +191,8 @@ impl Head {
         // The head itself holds it, until it is removed.
         self.add_container(object);
         let bundles = traits.bundles.iter().cloned().map(Bundle::new).collect();
-        let group = Group { spec: spec.clone(), task: Some(ix), bundles, removed: None, waits: false };
+        let group = Group { spec: spec.clone(), task, bundles, removed: None, waits: false };
         self.groups.known.insert(object, group);
-        self.groups.wait(object);
-        self.judge_group(object, ix, stamp);
     }
 
     /// Where no node that it needs can ever be, the group fails; else its driver is told.
@@ -244,7 +250,9 @@ impl Head {
             }
             let Some(group) = self.groups.known.get_mut(&object) else { continue };
             group.waits = false;
-            if let Some(ix) = group.task.take() {
+            let made = group.task.take();
+            self.store_group(object);
+            if let Some(ix) = made {
                 self.group_is_whole(ix);
             }
             self.feed_group(object);
@@ -315,6 +323,7 @@ impl Head {
         }
         group.task = None;
         group.removed = Some(failure.clone());
+        self.out.push(Effect::Persist(Record::GroupGone(spec.id)));
         let inside: Vec<TaskIx> = group.bundles.iter().flat_map(Bundle::tasks).collect();
         let (key, detached) = {
             let traits = group.traits();

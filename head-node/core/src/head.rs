@@ -18,6 +18,7 @@ use crate::groups::Groups;
 use crate::lineage::Lineage;
 use crate::nodes::Nodes;
 use crate::objects::Objects;
+use crate::pulse::Pulses;
 use crate::recovery::Recovery;
 use crate::shapes::Shapes;
 use crate::slab::{NodeIx, TaskIx};
@@ -82,6 +83,7 @@ pub struct Head {
     pub(crate) to_free: Map<NodeIx, Vec<ObjectId>>,
     /// Durable copies to delete, by who wrote them; kept while there is no node that could.
     pub(crate) to_delete: BTreeMap<NodeId, Vec<ObjectId>>,
+    pub(crate) pulses: Pulses,
     /// Until the nodes of the term before have said what there is.
     pub(crate) recovery: Option<Recovery>,
     /// Notices to give unless a node joins first.
@@ -93,10 +95,11 @@ impl Head {
     pub fn new(config: HeadConfig) -> Self {
         let tasks = Tasks::new(config.term.0, config.finished_kept);
         let mut nodes = Nodes::default();
-        nodes.incarnations.extend(config.roster.iter().copied());
+        nodes.incarnations.extend(config.roster.iter().map(|member| (member.node, member.incarnation)));
         let recovery = Recovery::of(&config.roster);
         Self {
             recovery,
+            pulses: Pulses::default(),
             config,
             now: Time::default(),
             last_tick: None,
@@ -229,10 +232,11 @@ impl Head {
             // Said to a head that did not ask.
             NodeToHead::Kept { .. }
             | NodeToHead::Running { .. }
+            | NodeToHead::Told { .. }
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }
             | NodeToHead::SnapshotEnd => {}
-            NodeToHead::Mark { .. } => {}
+            NodeToHead::Mark { number, heard } => self.marked(ix, number, heard),
             NodeToHead::Query { client, number, query } => {
                 let reply = self.ask(&query);
                 self.send(ix, HeadToNode::Reply { client, number, reply });
@@ -261,6 +265,7 @@ impl Head {
         for (ix, heard) in silent {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
+        self.send_pulses();
         self.measure_lineage();
         self.look_at_draining();
         self.look_at_states();

@@ -66,6 +66,17 @@ impl Head {
     }
 
     pub(crate) fn value_of_unknown(&self, id: ObjectId) -> ObjectValue {
+        if self.is_recovering() {
+            return match id.task().and_then(|(task, index)| Some((self.tasks.find(task)?, index))) {
+                Some((ix, index))
+                    if self.tasks.get(ix).is_some_and(|t| index < t.spec.template.num_returns) =>
+                {
+                    ObjectValue::Pending(ix)
+                }
+                // Whoever has it may not have been heard yet.
+                _ => ObjectValue::Unknown,
+            };
+        }
         let freed =
             |message: String| ObjectValue::Failed(Box::new(failure(FailureKind::ObjectFreed, message, None)));
         if let Some((task_id, index)) = id.task() {

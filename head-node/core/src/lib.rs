@@ -37,7 +37,9 @@ mod objects;
 mod places;
 mod prefetch;
 mod promotion;
+mod pulse;
 mod queries;
+mod records;
 mod recovery;
 mod scheduler;
 mod shapes;
@@ -49,5 +51,5 @@ mod tasks;
 mod tests;
 mod values;
 
-pub use event::{Effect, Event, HeadConfig, Record};
+pub use event::{Effect, Event, HeadConfig, Member, Record};
 pub use head::Head;

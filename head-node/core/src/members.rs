@@ -11,6 +11,7 @@ use crate::event::{Effect, Record};
 use crate::head::{Head, failure};
 use crate::ledger::{Ledger, check_amounts};
 use crate::nodes::Node;
+use crate::pulse::Heard;
 use crate::slab::NodeIx;
 use crate::tasks::TaskState;
 
@@ -43,12 +44,12 @@ impl Head {
 
         let term = self.config.term;
         let loss_timeout_ms = u32::try_from(self.config.loss_timeout.0 / 1000).unwrap_or(u32::MAX);
-        let message = match self.recognises(&hello) {
-            true => HeadToNode::Resumed { term, incarnation, loss_timeout_ms },
-            false => HeadToNode::Admitted { term, incarnation, loss_timeout_ms },
+        let (since, message) = match self.recognises(&hello) {
+            Some(since) => (since, HeadToNode::Resumed { term, incarnation, loss_timeout_ms }),
+            None => (incarnation, HeadToNode::Admitted { term, incarnation, loss_timeout_ms }),
         };
         let address: Arc<str> = hello.data_address.as_str().into();
-        self.out.push(Effect::Persist(Record::NodeJoined { node: hello.node, incarnation, address }));
+        self.out.push(Effect::Persist(Record::NodeJoined { node: hello.node, incarnation, since, address }));
         self.out.push(Effect::AdmitNode { connection, node: hello.node, incarnation, message });
 
         let id = hello.node;
@@ -64,6 +65,7 @@ impl Head {
             executors: 0,
             ledger: Ledger::new(hello.resources),
             last_heard: self.now,
+            heard: Heard::default(),
             attempts: Set::default(),
             running: 0,
             blocked: 0,

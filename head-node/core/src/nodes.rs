@@ -8,6 +8,7 @@ use cluster_types::{ClientId, Incarnation, JobId, Map, NodeId, ObjectId, Set, Sp
 
 use crate::drain::Draining;
 use crate::ledger::Ledger;
+use crate::pulse::Heard;
 use crate::slab::{NodeIx, ShapeIx, Slab, TaskIx};
 
 /// One incarnation of a node.
@@ -22,6 +23,8 @@ pub(crate) struct Node {
     pub executors: u32,
     pub ledger: Ledger,
     pub last_heard: Time,
+    /// How far it is with what it is told.
+    pub heard: Heard,
     /// Attempts here, leased or ahead.
     pub attempts: Set<TaskIx>,
     /// Leased attempts, the blocked ones included.

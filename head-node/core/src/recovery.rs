@@ -8,24 +8,26 @@
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    Attempt, Failure, FailureKind, HeadToNode, Incarnation, JobInfo, Lease, Map, NodeHello, NodeId,
+    Attempt, Failure, FailureKind, HeadToNode, Incarnation, JobId, JobInfo, Lease, Map, NodeHello, NodeId,
     NodeToHead, ObjectId, Outcome, ResultValue, Set, TaskId, TaskKind, TaskResult, TaskSpec, Time,
 };
 use std::sync::Arc;
 
-use crate::event::{Effect, Record};
+use crate::event::{Effect, Member, Record};
 use crate::head::{Head, Job, failure};
 use crate::objects::ObjectValue;
-use crate::slab::{NodeIx, TaskIx};
+use crate::slab::{NodeIx, ObjectIx, TaskIx};
 use crate::tasks::TaskState;
 
 /// What is known before all nodes have reported.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// Nodes of the stored roster that have not reported.
-    awaited: Map<NodeId, Incarnation>,
+    awaited: Map<NodeId, Member>,
     /// They are lost if they have not by then.
     until: Option<Time>,
+    /// Those that have, or will.
+    resumed: Set<NodeId>,
     /// What was said, in order.
     said: Vec<(NodeId, Incarnation, NodeToHead)>,
     /// Actors that live, with the values of their handles: whoever made one may not know yet.
@@ -33,52 +35,77 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
+    pub fn remember_handle(&mut self, task: TaskId, value: TaskResult) {
+        self.living.insert(task, value);
+    }
+
     /// `None`: there was nobody.
-    pub fn of(roster: &[(NodeId, Incarnation)]) -> Option<Self> {
+    pub fn of(roster: &[Member]) -> Option<Self> {
         (!roster.is_empty()).then(|| Self {
-            awaited: roster.iter().copied().collect(),
+            awaited: roster.iter().map(|member| (member.node, *member)).collect(),
             until: None,
+            resumed: Set::default(),
             said: Vec::new(),
             living: Map::default(),
         })
     }
 }
 
+/// Before this rank comes what is known without the store's records; from it on, what may name those.
+const RECORDS: u32 = 2;
+/// From this rank on: what can be answered when all is known.
+const QUESTIONS: u32 = 9;
+
 /// What comes first, whoever says it.
 fn rank(message: &NodeToHead) -> u32 {
     match message {
         NodeToHead::ClientAttached { .. } => 0,
+        // Copies are told without what is inside: the home goes first.
         NodeToHead::Kept { .. } => 1,
-        NodeToHead::Lives { .. } => 2,
-        NodeToHead::Ended { lived: true, .. } => 3,
-        NodeToHead::Submit(_) => 4,
-        NodeToHead::Running { .. } => 5,
-        NodeToHead::Ended { .. } => 6,
-        _ => 7,
+        NodeToHead::Lives { .. } => RECORDS,
+        // An actor, or a group, before what names it.
+        NodeToHead::Submit(spec)
+            if spec.template.kind != TaskKind::Function && spec.called_actor().is_none() =>
+        {
+            4
+        }
+        NodeToHead::Submit(_)
+        | NodeToHead::SubmitAgain { .. }
+        | NodeToHead::Expect(_)
+        | NodeToHead::Told { .. }
+        | NodeToHead::Taken { .. } => 5,
+        NodeToHead::Running { .. } => 6,
+        NodeToHead::Ended { .. } => 7,
+        NodeToHead::FindActor(_) | NodeToHead::Confirm(_) => QUESTIONS,
+        _ => 8,
     }
 }
 
 impl Head {
-    pub(crate) fn is_recovering(&self) -> bool {
+    /// Whether nodes of the term before are still waited for.
+    pub fn is_recovering(&self) -> bool {
         self.recovery.is_some()
     }
 
-    /// Whether the node was of the term before, and nothing came between.
-    pub(crate) fn recognises(&mut self, hello: &NodeHello) -> bool {
-        let Some(recovery) = &mut self.recovery else { return false };
-        let Some(known) = recovery.awaited.get(&hello.node) else { return false };
-        let recognised = hello
-            .previous
-            .is_some_and(|(term, incarnation)| term < self.config.term && incarnation == *known);
-        if !recognised {
+    /// Whether the node was of the term before, and nothing came between: since which number.
+    pub(crate) fn recognises(&mut self, hello: &NodeHello) -> Option<Incarnation> {
+        let recovery = self.recovery.as_mut()?;
+        let member = *recovery.awaited.get(&hello.node)?;
+        let (term, was) = hello.previous.unwrap_or_default();
+        let recognised = term < self.config.term && was >= member.since && was <= member.incarnation;
+        if recognised {
+            recovery.resumed.insert(hello.node);
+            Some(member.since)
+        } else {
             recovery.awaited.remove(&hello.node);
+            None
         }
-        recognised
     }
 
     pub(crate) fn await_no_more(&mut self, node: NodeId) {
         if let Some(recovery) = &mut self.recovery {
             recovery.awaited.remove(&node);
+            recovery.resumed.remove(&node);
         }
     }
 
@@ -91,7 +118,9 @@ impl Head {
             (Some(recovery), NodeToHead::SnapshotEnd) => {
                 recovery.awaited.remove(&node);
             }
-            (Some(recovery), message) if !matches!(message, NodeToHead::Heartbeat { .. }) => {
+            (Some(recovery), message)
+                if !matches!(message, NodeToHead::Heartbeat { .. } | NodeToHead::Mark { .. }) =>
+            {
                 recovery.said.push((node, incarnation, message));
             }
             (_, message) => self.take_message(ix, message),
@@ -116,37 +145,111 @@ impl Head {
                 NodeToHead::Ended { attempt, .. } => {
                     u64::MAX - ((u64::from(attempt.term) << 32) | u64::from(attempt.n))
                 }
+                NodeToHead::Kept { contains, .. } => u64::from(contains.is_empty()),
                 _ => 0,
             };
             (rank(message), latest)
         });
-        for (node, incarnation, message) in said {
-            let Some(ix) = self.nodes.current(node, incarnation) else { continue };
-            match message {
-                NodeToHead::Kept { object, size, inline, contains } => {
-                    let result = TaskResult { value: value_of(size, inline), contains };
-                    self.kept(ix, object, result);
-                }
-                NodeToHead::Lives { spec, attempt, lease, handle, info } => {
-                    self.lives(ix, &spec, attempt, lease, handle, info);
-                }
-                NodeToHead::Running { spec, attempt, lease, yielded } => {
-                    self.runs(ix, &spec, attempt, lease, yielded);
-                }
-                NodeToHead::Ended { spec, attempt, outcome, retry, micros, lived } => {
-                    self.ended_before(ix, &spec, attempt, outcome, retry, micros, lived);
-                }
-                message => self.take_message(ix, message),
-            }
+        let known_first = said.iter().position(|(_, _, said)| rank(said) >= RECORDS).unwrap_or(said.len());
+        let questions = said.iter().position(|(_, _, said)| rank(said) >= QUESTIONS).unwrap_or(said.len());
+        let questions = said.split_off(questions);
+        let later = said.split_off(known_first);
+        said.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
+        for group in std::mem::take(&mut self.config.groups) {
+            self.restore_group(group);
         }
+        for actor in std::mem::take(&mut self.config.actors) {
+            self.restore_actor(actor);
+        }
+        later.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
         self.recovery = None;
-        let actors: Vec<ObjectId> = {
-            let mut all: Vec<ObjectId> = self.actors.iter().map(|(handle, _)| *handle).collect();
-            all.sort_unstable();
-            all
-        };
+        self.lose_unknown();
+        self.end_unknown_jobs();
+        let mut actors: Vec<ObjectId> = self.actors.iter().map(|(handle, _)| *handle).collect();
+        actors.sort_unstable();
         actors.into_iter().for_each(|actor| self.feed_actor(actor));
+        questions.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
         false
+    }
+
+    fn learn(&mut self, node: NodeId, incarnation: Incarnation, message: NodeToHead) {
+        // FENCE-1: it may be lost since.
+        let Some(ix) = self.nodes.current(node, incarnation) else { return };
+        match message {
+            NodeToHead::Kept { object, size, inline, contains } => {
+                let result = TaskResult { value: value_of(size, inline), contains };
+                self.kept(ix, object, result);
+            }
+            NodeToHead::Lives { spec, attempt, lease, handle, info } => {
+                self.lives(ix, &spec, attempt, lease, handle, info);
+            }
+            NodeToHead::Running { spec, attempt, lease, yielded } => {
+                self.runs(ix, &spec, attempt, lease, yielded);
+            }
+            NodeToHead::Ended { spec, attempt, outcome, retry, micros, lived } => {
+                self.ended_before(ix, &spec, attempt, outcome, retry, micros, lived);
+            }
+            NodeToHead::Told { task, items } => {
+                if self.is_attached(task.client, ix)
+                    && let Some(stream) = self.streams.get_mut(&task)
+                {
+                    stream.known = items;
+                }
+            }
+            message => self.take_message(ix, message),
+        }
+    }
+
+    /// What nobody has is lost; what nobody holds is freed.
+    fn lose_unknown(&mut self) {
+        let named = self.tasks.iter().filter_map(|(_, task)| task.spec.template.strategy.group());
+        let groups: Set<ObjectId> = named.map(|place| place.group).collect();
+        let all: Vec<ObjectIx> = self.objects.iter().map(|(ix, _)| ix).collect();
+        for ix in all {
+            self.objects.doubt(ix);
+            let Some(object) = self.objects.get(ix) else { continue };
+            if !matches!(object.value, ObjectValue::Unknown) {
+                continue;
+            }
+            let id = object.id;
+            let failure = match groups.contains(&id) {
+                true => {
+                    let message =
+                        format!("placement group ({id}) was removed before the head was started again");
+                    failure(FailureKind::GroupRemoved, message, None)
+                }
+                false => {
+                    let message = format!(
+                        "object {id} is lost: when the head was started again, no node had it, and nobody knew what \
+                         makes it"
+                    );
+                    failure(FailureKind::ObjectLost, message, None)
+                }
+            };
+            self.objects.set_failed(ix, failure);
+            self.value_known(ix);
+        }
+    }
+
+    /// Executors of jobs whose drivers are gone.
+    fn end_unknown_jobs(&mut self) {
+        let mut ended: Vec<(NodeIx, JobId)> = self
+            .clients
+            .values()
+            .filter(|client| client.job != JobId::default() && !self.jobs.contains_key(&client.job))
+            .map(|client| (client.node, client.job))
+            .collect();
+        ended.sort_unstable();
+        ended.dedup();
+        for (node, job) in ended {
+            self.send(node, HeadToNode::JobEnded(job));
+        }
+    }
+
+    /// Whether the node runs on from the term before.
+    pub(crate) fn is_resumed(&self, ix: NodeIx) -> bool {
+        let id = self.nodes.get(ix).map(|node| node.id);
+        id.is_some_and(|id| self.recovery.as_ref().is_some_and(|recovery| recovery.resumed.contains(&id)))
     }
 
     /// Its submitter did not hear that the actor was made.
@@ -161,8 +264,7 @@ impl Head {
     }
 
     /// A value on a node. The first that is named is its home.
-    fn kept(&mut self, node: NodeIx, id: ObjectId, result: TaskResult) {
-        let own = self.clients.contains_key(&id.client);
+    pub(crate) fn kept(&mut self, node: NodeIx, id: ObjectId, result: TaskResult) {
         let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
         let Some(object) = self.objects.get_mut(ix) else { return };
         if let ObjectValue::Available { .. } = object.value {
@@ -171,12 +273,29 @@ impl Head {
             }
             return;
         }
-        object.own = own;
         let (size, inline) = match result.value {
             ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
             ResultValue::Stored { size } => (size, None),
         };
         self.set_value(ix, size, inline, result.contains, node);
+    }
+
+    /// Nodes that have a value which its submitter does not know of yet.
+    pub(crate) fn copies_before(&self, ix: ObjectIx) -> Vec<NodeIx> {
+        match &self.recovery {
+            Some(_) => self.objects.get(ix).map(|object| object.copies().collect()).unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    /// They still have it when it is said to have ended, or is made once more.
+    pub(crate) fn keep_copies(&mut self, ix: ObjectIx, nodes: Vec<NodeIx>) {
+        for node in nodes {
+            let Some(object) = self.objects.get_mut(ix) else { return };
+            if !object.copies().any(|copy| copy == node) {
+                object.more_mut().copies.push(node);
+            }
+        }
     }
 
     /// The task that a node speaks of: entered if its submitter is gone and cannot speak of it. `None`: nobody wants
@@ -202,20 +321,11 @@ impl Head {
                 self.kept(node, id, result);
             }
         }
-        if !submitter {
-            for id in results_of(spec) {
-                if let Some(object) = self.objects.find(id) {
-                    if let Some(object) = self.objects.get_mut(object) {
-                        object.own = false;
-                    }
-                    self.objects.doubt(object);
-                }
-            }
-        }
+        self.held_by_none(spec);
         Some(ix)
     }
 
-    fn take_value(&mut self, id: ObjectId) -> Option<(NodeIx, TaskResult)> {
+    pub(crate) fn take_value(&mut self, id: ObjectId) -> Option<(NodeIx, TaskResult)> {
         let object = self.objects.by_id(id)?;
         let ObjectValue::Available { size, inline, home } = &object.value else { return None };
         let contains = object.more().map(|more| more.contains.clone()).unwrap_or_default();
@@ -253,14 +363,17 @@ impl Head {
             self.jobs.insert(spec.job, job);
         }
         let task = spec.id;
+        let bundle = self.bundle_for(spec, node, &lease);
+        let in_group = spec.template.strategy.group().is_some();
         let booked = self.known_task(spec).filter(|ix| {
-            let free = self.nodes.get_mut(node).is_some_and(|node| {
-                let fits = node.ledger.adopt(&spec.template.resources, &lease);
-                if fits {
-                    node.ledger.give(&spec.template.resources, &lease, false);
-                }
-                fits
-            });
+            let free = (bundle.is_some() || !in_group)
+                && self.books(spec, node, bundle).is_some_and(|books| {
+                    let fits = books.adopt(&spec.template.resources, &lease);
+                    if fits {
+                        books.give(&spec.template.resources, &lease, false);
+                    }
+                    fits
+                });
             free && self.set_attempt(*ix, attempt)
         });
         let Some(ix) = booked else {
@@ -283,7 +396,7 @@ impl Head {
         if let Some(recovery) = &mut self.recovery {
             recovery.living.insert(task, handle);
         }
-        self.actor_made(ix, node, lease, None, Default::default(), 0);
+        self.actor_made(ix, node, lease, bundle, Default::default(), 0);
     }
 
     fn runs(
@@ -303,7 +416,9 @@ impl Head {
             let task = self.tasks.get(self.actors.get(actor)?.task?)?;
             matches!(task.state, TaskState::Alive { .. }).then(|| task.node())?
         });
-        if (spec.called_actor().is_some() && home != Some(node)) || !self.set_attempt(ix, attempt) {
+        let is_elsewhere = spec.called_actor().is_some() && home != Some(node);
+        let again = self.lacks_items(id, yielded);
+        if is_elsewhere || !self.set_attempt(ix, attempt) {
             return self.cancel_attempt(node, id, attempt, why);
         }
         if let Some(state) = self.nodes.get_mut(node) {
@@ -325,23 +440,46 @@ impl Head {
             }
             (None, None) => self.set_prefetched(ix, node),
             (None, Some(lease)) => {
-                let adopted = self
-                    .nodes
-                    .get_mut(node)
-                    .is_some_and(|node| node.ledger.adopt(&spec.template.resources, &lease));
+                let bundle = self.bundle_for(spec, node, &lease);
+                let has_place = bundle.is_some() || spec.template.strategy.group().is_none();
+                let adopted = has_place
+                    && self
+                        .books(spec, node, bundle)
+                        .is_some_and(|books| books.adopt(&spec.template.resources, &lease));
                 if !adopted {
                     self.cancel_attempt(node, id, attempt, why);
-                    let message = format!(
-                        "task {} ({id}) ran while the head was started again, which found no lease for it",
-                        spec.template.name
-                    );
-                    let failure = failure(FailureKind::Internal, message, Some(id));
+                    let name = &spec.template.name;
+                    let failure = match spec.template.strategy.group() {
+                        Some(place) => {
+                            let group = place.group;
+                            let message = format!("task {name} ({id}) was ended: placement group ({group}) was removed");
+                            failure(FailureKind::GroupRemoved, message, Some(id))
+                        }
+                        None => {
+                            let message = format!(
+                                "task {name} ({id}) ran while the head was started again, which found no lease for it"
+                            );
+                            failure(FailureKind::Internal, message, Some(id))
+                        }
+                    };
                     return self.finish(ix, Outcome::Failed(failure), None, None, 0);
                 }
                 self.set_leased(ix, node, lease);
+                if let Some(index) = bundle {
+                    self.enter_bundle(ix, index);
+                }
             }
         }
-        self.resume_stream(ix, id, yielded);
+        if again {
+            // Its node answers before it is tried again (TASK-2).
+            if let Some(task) = self.tasks.get_mut(ix) {
+                task.revived = true;
+            }
+            return self.cancel_attempt(node, id, attempt, "an item that it had yielded was lost");
+        }
+        self.resume_stream(id, yielded);
+        // The head before may not have passed on what was taken.
+        self.tell_taken(id);
     }
 
     /// Of a task with several requests one was chosen.
@@ -357,12 +495,39 @@ impl Head {
         }
     }
 
-    /// Items of the attempt that are there still are told again: the submitter knows which it had.
-    fn resume_stream(&mut self, ix: TaskIx, id: TaskId, yielded: u32) {
+    /// How many items of a task that yields there are, the last one counted.
+    fn items_here(&self, id: TaskId) -> u32 {
+        if !self.streams.contains_key(&id) {
+            return 0;
+        }
+        let items = self.objects.made_by(id.client).into_iter().filter_map(|ix| {
+            let object = self.objects.get(ix).filter(|object| is_available(&object.value))?;
+            let (task, index) = object.id.task()?;
+            (task == id).then_some(index)
+        });
+        items.max().unwrap_or(0)
+    }
+
+    /// Whether an item that its submitter was not told of is gone (a node that had made it was lost, and then the head
+    /// which knew its value): the task has to yield it once more.
+    fn lacks_items(&self, id: TaskId, yielded: u32) -> bool {
+        let Some(stream) = self.streams.get(&id).filter(|stream| !stream.closed) else { return false };
+        let is_gone = |index: &u32| {
+            self.objects.by_id(id.item(*index)).is_none_or(|object| !is_available(&object.value))
+        };
+        (stream.known..yielded).any(|index| is_gone(&index))
+    }
+
+    /// Items of the attempt that its submitter was not told of are told now.
+    fn resume_stream(&mut self, id: TaskId, yielded: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.known = yielded;
+        if stream.closed {
+            return;
+        }
+        let told = stream.known;
+        stream.known = told.max(yielded);
         let submitter = self.clients.get(&id.client).map(|client| client.node);
-        for index in 0..yielded {
+        for index in told..yielded {
             let Some(object) = self.objects.by_id_mut(id.item(index)) else { continue };
             let ObjectValue::Available { size, inline, .. } = &object.value else { continue };
             let value = value_of(*size, inline.clone());
@@ -374,7 +539,6 @@ impl Head {
         if submitter.is_none() {
             self.close_stream(id);
         }
-        let _ = ix;
     }
 
     /// An attempt ended while nobody listened, or the submitter may not have heard (rule R5).
@@ -395,9 +559,14 @@ impl Head {
         // Of a task that its submitter does not speak of, it knows the end.
         let Some(ix) = self.tasks.find(spec.id) else { return };
         let makes_actor = matches!(spec.template.kind, TaskKind::Actor(_));
-        if (makes_actor && matches!(outcome, Outcome::Ok(_))) || !self.set_attempt(ix, attempt) {
+        let yielded = self.items_here(spec.id);
+        if (makes_actor && matches!(outcome, Outcome::Ok(_)))
+            || self.lacks_items(spec.id, yielded)
+            || !self.set_attempt(ix, attempt)
+        {
             return;
         }
+        self.resume_stream(spec.id, yielded);
         let may_retry = self.tasks.get(ix).is_some_and(|task| match retry {
             Retry::NoRoom => task.may_try_again_uncounted(),
             _ => task.may_retry(),
@@ -410,17 +579,21 @@ impl Head {
         }
     }
 
-    /// An actor died; it may live elsewhere since.
+    /// An actor died; the head before may have known, and the actor may live elsewhere since.
     fn died_before(&mut self, spec: &Arc<TaskSpec>, attempt: Attempt, failure: Failure, retry: Retry) {
-        if self.tasks.find(spec.id).is_some() {
+        let Some(ix) = self.tasks.find(spec.id) else { return };
+        let Some(actor) = self.actors.get_mut(spec.id.result(0)) else { return };
+        let is_known = actor.ended.is_some_and(|ended| (ended.term, ended.n) >= (attempt.term, attempt.n));
+        if is_known {
             return;
         }
-        let Some(ix) = self.known_task(spec) else { return };
-        if let Some(actor) = self.actors.get_mut(spec.id.result(0)) {
-            actor.made = true;
-        }
+        let was_made = std::mem::replace(&mut actor.made, true);
         if self.set_attempt(ix, attempt) {
             self.actor_died(ix, failure, retry);
+        }
+        // Who waits to hear that it was made hears of its next life.
+        if let Some(actor) = self.actors.get_mut(spec.id.result(0)).filter(|actor| actor.death.is_none()) {
+            actor.made = was_made;
         }
     }
 }

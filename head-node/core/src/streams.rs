@@ -20,7 +20,7 @@ pub(crate) struct Stream {
     /// Of those, how many the task need not wait for.
     taken: u32,
     /// Nobody will take any more.
-    closed: bool,
+    pub closed: bool,
     /// Items that were lost, and that an attempt under way will make again.
     missing: Vec<u32>,
 }
@@ -140,7 +140,7 @@ impl Head {
         }
     }
 
-    fn tell_taken(&mut self, id: TaskId) {
+    pub(crate) fn tell_taken(&mut self, id: TaskId) {
         let Some(stream) = self.streams.get(&id) else { return };
         let (items, closed) = (stream.taken, stream.closed);
         let Some(task) = self.tasks.find(id).and_then(|ix| self.tasks.get(ix)) else { return };

@@ -25,7 +25,7 @@ impl Head {
             self.revive(node, known);
             return;
         }
-        if self.tasks.ended(spec.id) {
+        if self.tasks.ended(spec.id) || self.tell_group_again(node, &spec) {
             return;
         }
         self.enter(node, spec, None);
@@ -107,7 +107,9 @@ impl Head {
         // Rule R2: the results are known from now on, with the submitter as holder.
         for index in 0..returns {
             let object = self.objects.find_or_insert(id.result(index), || ObjectValue::Pending(task_ix));
+            let copies = self.copies_before(object);
             self.objects.set_pending(object, task_ix);
+            self.keep_copies(object, copies);
         }
         let Some(task) = self.tasks.get(task_ix) else { return };
         let spec = task.spec.clone();

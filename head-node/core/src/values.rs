@@ -42,7 +42,14 @@ impl Head {
         let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
         let Some(object) = self.objects.get_mut(ix) else { return };
         if !matches!(object.value, ObjectValue::Unknown) {
-            if !self.is_attached(id.client, node) {
+            let is_copy = matches!(object.value, ObjectValue::Available { .. }) && id.is_put();
+            if is_copy {
+                // Its node was out of touch, and others have had it since.
+                object.own = true;
+                if !object.copies().any(|copy| copy == node) {
+                    object.more_mut().copies.push(node);
+                }
+            } else if !self.is_attached(id.client, node) {
                 // Its caller heard that the call had failed, and said so, before this came.
                 self.to_free.entry(node).or_default().push(id);
             }

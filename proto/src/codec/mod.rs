@@ -6,6 +6,7 @@ mod node;
 mod peer;
 mod placement;
 pub mod query;
+mod state;
 mod task;
 mod template;
 #[cfg(test)]

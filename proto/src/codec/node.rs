@@ -167,6 +167,9 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             lived: *lived,
         }),
         NodeToHead::SnapshotEnd => Kind::SnapshotEnd(v1::SnapshotEnd {}),
+        NodeToHead::Told { task, items } => {
+            Kind::Told(v1::Told { task: Some((*task).into()), items: *items })
+        }
         NodeToHead::Mark { number, heard } => Kind::Mark(v1::Mark { number: *number, heard: *heard }),
         NodeToHead::Query { client, number, query } => Kind::Query(v1::ClientQuery {
             client: client.0,
@@ -261,6 +264,9 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             lived: wire.lived,
         },
         Kind::SnapshotEnd(_) => NodeToHead::SnapshotEnd,
+        Kind::Told(wire) => {
+            NodeToHead::Told { task: wire.task.required("Told.task")?.try_into()?, items: wire.items }
+        }
         Kind::Mark(wire) => NodeToHead::Mark { number: wire.number, heard: wire.heard },
         Kind::Returned(wire) => NodeToHead::Returned(attempts(wire)?),
         Kind::Blocked(wire) => {

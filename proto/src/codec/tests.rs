@@ -495,6 +495,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
                 lived
             }
         ),
+        (task(), any::<u32>()).prop_map(|(task, items)| M::Told { task, items }),
         any::<(u64, u64)>().prop_map(|(number, heard)| M::Mark { number, heard }),
         Just(M::SnapshotEnd)
     ];

@@ -15,6 +15,7 @@
 
 pub mod client_node;
 pub mod ids;
+pub mod kept;
 pub mod link;
 pub mod node_head;
 pub mod node_node;

@@ -246,6 +246,13 @@ pub enum NodeToHead {
         /// The refs inside it, held by it (REF-1).
         contains: Refs,
     },
+    /// In a snapshot: the submitter, a client here, was told of so many items of its task.
+    Told {
+        /// The task, which has not ended.
+        task: TaskId,
+        /// How many.
+        items: u32,
+    },
     /// In a snapshot: this attempt is here.
     Running {
         /// What it runs.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cluster_store::alloc::Allocator;
 use cluster_types::{
     Amount, ClientId, Failure, FailureKind, Incarnation, JobId, Location, NodeId, ObjectId, Resources,
-    SegmentId, Span,
+    SegmentId, Span, Term,
 };
 use worker_core::{Node, NodeConfig, ServeFrom};
 
@@ -38,6 +38,8 @@ pub struct Host {
     pub resources: Resources,
     /// Of the current stream to the head.
     pub incarnation: Option<Incarnation>,
+    /// What it was to the last head that admitted it.
+    pub previous: Option<(Term, Incarnation)>,
     pub executors: BTreeMap<u32, Executor>,
     /// What lies where: the object whose bytes were written last.
     pub memory: BTreeMap<(SegmentId, u64), ObjectId>,
@@ -71,6 +73,7 @@ impl Host {
             core: Node::new(config),
             resources,
             incarnation: None,
+            previous: None,
             executors: BTreeMap::new(),
             memory: BTreeMap::new(),
             served: BTreeMap::new(),

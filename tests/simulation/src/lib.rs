@@ -14,6 +14,7 @@ mod actors;
 mod client;
 mod direct;
 mod durable;
+mod disk;
 mod groups;
 mod host;
 mod plan;

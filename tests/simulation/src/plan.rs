@@ -13,6 +13,8 @@ pub struct Plan {
     pub actions: u32,
     /// Machines that die on the way (never one with a program on it).
     pub node_losses: u32,
+    /// How often the head is killed, and started again.
+    pub head_losses: u32,
     /// Machines that are told to leave on the way, and come again.
     pub drains: u32,
     /// One task in this many kills its executor; 0: none does.
@@ -46,6 +48,7 @@ impl Plan {
             drivers: 1 + (seed % 3) as u32,
             actions: 60,
             node_losses: if shape == 3 { 2 } else { 0 },
+            head_losses: if seed % 13 >= 7 { 1 + (seed % 3) as u32 } else { 0 },
             drains: if seed % 7 < 3 { 1 + (seed % 2) as u32 } else { 0 },
             crash_one_in: if shape >= 2 && seed % 8 != 7 { 40 } else { 0 },
             actors: seed.is_multiple_of(3),
@@ -64,6 +67,11 @@ impl Plan {
         self.node_losses > 0 || self.crash_one_in > 0 || self.cuts > 0 || self.cancels
     }
 
+    /// Whether every task runs once at most: nothing but the head is lost.
+    pub(crate) fn runs_once(&self) -> bool {
+        !self.may_fail() && self.drains == 0
+    }
+
     /// Hundreds of machines.
     pub fn large(seed: u64) -> Self {
         Plan {
@@ -72,6 +80,7 @@ impl Plan {
             drivers: 8,
             actions: 200,
             node_losses: 20,
+            head_losses: 2,
             drains: 10,
             crash_one_in: 100,
             actors: true,
@@ -99,6 +108,8 @@ pub struct Report {
     pub direct: u64,
     /// Of those, that went to another machine.
     pub far: u64,
+    /// Heads killed.
+    pub heads: u64,
     /// Links cut.
     pub cuts: u64,
     /// Tasks that ran once more because what they had made was lost.

@@ -15,10 +15,11 @@ use cluster_types::{
     NodeToClient, NodeToHead, NodeToNode, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId,
     TaskSpec, TaskTemplate, Time, Value,
 };
-use head_core::{Head, HeadConfig};
+use head_core::Head;
 
 use crate::client::{Doing, Process, decode, encode};
 use crate::direct::Channels;
+use crate::disk::HeadDisk;
 use crate::host::{Executor, Host, Slot, no};
 use crate::plan::{Plan, Report};
 use crate::random::Random;
@@ -106,6 +107,10 @@ pub(crate) enum Arrival {
         tag: u64,
     },
     KillNode,
+    KillHead,
+    BornHead,
+    /// A daemon notices that the head is gone.
+    HeadLost(NodeId),
     DrainNode,
     MemoryShort,
     BornNode,
@@ -143,6 +148,7 @@ impl Arrival {
     fn daemon(&self) -> Option<NodeId> {
         match self {
             Arrival::NodeTick(node)
+            | Arrival::HeadLost(node)
             | Arrival::AtNode { node, .. }
             | Arrival::FromClient { node, .. }
             | Arrival::Done { node, .. }
@@ -167,6 +173,7 @@ pub(crate) struct World {
     arrivals: u64,
     streams: Streams<Stream>,
     head: Head,
+    pub(crate) disk: HeadDisk,
     pub(crate) hosts: BTreeMap<NodeId, Host>,
     pub(crate) processes: BTreeMap<ClientId, Process>,
     connections: u64,
@@ -185,6 +192,8 @@ pub(crate) struct World {
     pub(crate) channels: Channels,
     pub(crate) tunnels: Tunnels,
     pub(crate) storage: crate::durable::Storage,
+    /// Tasks that began to run, where each may only once.
+    begun: BTreeSet<TaskId>,
     /// Daemons that stand still, and until when.
     paused: BTreeMap<NodeId, Time>,
     pub(crate) submitted: BTreeMap<TaskId, ClientId>,
@@ -212,7 +221,8 @@ impl World {
     fn new(plan: Plan) -> Self {
         let mut random = Random::new(plan.seed);
         random.bits();
-        let config = HeadConfig { finished_kept: 1_000, ..HeadConfig::default() };
+        let mut disk = HeadDisk::default();
+        let config = disk.begin();
         let mut world = World {
             plan,
             random,
@@ -221,6 +231,8 @@ impl World {
             arrivals: 0,
             streams: Streams::new(),
             head: Head::new(config),
+            disk,
+            begun: BTreeSet::new(),
             hosts: BTreeMap::new(),
             processes: BTreeMap::new(),
             connections: 0,
@@ -251,6 +263,10 @@ impl World {
             let at = Time(world.random.between(10_000, 400_000));
             world.at(at, Arrival::KillNode);
             world.at(at + Span::millis(50), Arrival::BornNode);
+        }
+        for _ in 0..world.plan.head_losses {
+            let at = Time(world.random.between(10_000, 400_000));
+            world.at(at, Arrival::KillHead);
         }
         for _ in 0..world.plan.drains {
             let at = Time(world.random.between(10_000, 400_000));
@@ -322,7 +338,7 @@ impl World {
             if let Some(word) = &self.plan.watch {
                 let line = format!("{:>9} {arrival:?}", time.0);
                 if line.contains(word.as_str()) {
-                    eprintln!("{}", line.chars().take(400).collect::<String>());
+                    eprintln!("{}", line.chars().take(1200).collect::<String>());
                 }
             }
             if self.trace.len() == 40 {
@@ -347,6 +363,9 @@ impl World {
     fn is_over(&self) -> bool {
         self.processes.values().all(|process| matches!(process.doing, Doing::Gone))
             && self.processes.values().all(|process| process.executor.is_none())
+            && self.disk.is_up
+            && self.hosts.values().all(|host| host.incarnation.is_some())
+            && !self.head.is_recovering()
             && self.queue.values().all(|arrival| matches!(arrival, Arrival::HeadTick | Arrival::NodeTick(_)))
     }
 
@@ -467,8 +486,9 @@ impl World {
             }
             Arrival::AtNode { node, incarnation, message } => {
                 let current = match (&message, self.hosts.get_mut(&node)) {
-                    (HeadToNode::Admitted { .. }, Some(host)) => {
+                    (HeadToNode::Admitted { term, .. } | HeadToNode::Resumed { term, .. }, Some(host)) => {
                         host.incarnation = Some(incarnation);
+                        host.previous = Some((*term, incarnation));
                         true
                     }
                     (_, Some(host)) => host.incarnation == Some(incarnation),
@@ -497,6 +517,20 @@ impl World {
                 Some(node) => self.end_host(node),
                 None => Ok(()),
             },
+            Arrival::KillHead => {
+                self.kill_head();
+                Ok(())
+            }
+            Arrival::BornHead => {
+                self.head = Head::new(self.disk.begin());
+                Ok(())
+            }
+            Arrival::HeadLost(node) => {
+                let Some(host) = self.hosts.get_mut(&node) else { return Ok(()) };
+                host.incarnation = None;
+                self.after(100, 20_000, Arrival::Connect(node));
+                self.node_step(node, worker_core::Event::HeadLost)
+            }
             Arrival::DrainNode => self.drain_node(),
             Arrival::MemoryShort => self.memory_short(),
             Arrival::BornNode => {
@@ -521,7 +555,12 @@ impl World {
 
     fn connect(&mut self, node: NodeId) -> Result<(), String> {
         let Some(host) = self.hosts.get(&node) else { return Ok(()) };
+        if !self.disk.is_up {
+            self.after(100, 20_000, Arrival::Connect(node));
+            return Ok(());
+        }
         let resources = host.resources.clone();
+        let previous = host.previous;
         self.connections += 1;
         let connection = self.connections;
         self.connecting.insert(connection, node);
@@ -534,12 +573,15 @@ impl World {
             resources,
             labels: BTreeMap::new(),
             store_capacity: crate::host::STORE,
-            previous: None,
+            previous,
         };
         self.head_step(head_core::Event::NodeConnected { connection, hello })
     }
 
     fn head_step(&mut self, event: head_core::Event) -> Result<(), String> {
+        if !self.disk.is_up {
+            return Ok(());
+        }
         let mut effects = Vec::new();
         let mut again = self.head.step(self.now, event, &mut effects);
         while again {
@@ -552,12 +594,13 @@ impl World {
             match effect {
                 head_core::Effect::AdmitNode { connection, node, incarnation, message } => {
                     self.connecting.remove(&connection);
+                    self.disk.admitted.insert(node, incarnation);
                     self.say(Stream::ToNode(node), Arrival::AtNode { node, incarnation, message });
                 }
                 head_core::Effect::ToNode { node, message } => {
-                    if let Some(incarnation) = self.hosts.get(&node).map(|host| host.incarnation) {
-                        // Stamped when it was admitted; the first messages may overtake nothing.
-                        let incarnation = incarnation.unwrap_or(Incarnation(1));
+                    // Stamped when it was admitted; the first messages may overtake nothing.
+                    let incarnation = self.disk.admitted.get(&node).copied().unwrap_or(Incarnation(1));
+                    if self.hosts.contains_key(&node) {
                         self.say(Stream::ToNode(node), Arrival::AtNode { node, incarnation, message });
                     }
                 }
@@ -569,10 +612,37 @@ impl World {
                         return Err(format!("a living node was given up: {reason}"));
                     }
                 }
-                head_core::Effect::Reply { .. } | head_core::Effect::Persist(_) => {}
+                head_core::Effect::Persist(record) => self.disk.write(record),
+                head_core::Effect::Reply { .. } => {}
             }
         }
         Ok(())
+    }
+
+    /// The head's process is gone. Of what it said, each daemon may still read some; what daemons say, nobody hears.
+    fn kill_head(&mut self) {
+        if !self.disk.is_up {
+            return;
+        }
+        self.disk.is_up = false;
+        self.report.heads += 1;
+        self.connecting.clear();
+        let nodes: Vec<NodeId> = self.hosts.keys().copied().collect();
+        let deaf: BTreeSet<NodeId> = nodes.iter().copied().filter(|_| self.random.one_in(2)).collect();
+        self.queue.retain(|_, arrival| match arrival {
+            Arrival::AtHead { .. } | Arrival::LinkClosed { .. } | Arrival::Connect(_) => false,
+            Arrival::AtNode { node, .. } => !deaf.contains(node),
+            _ => true,
+        });
+        let mut told: BTreeSet<NodeId> = BTreeSet::new();
+        told.extend(self.queue.values().filter_map(|arrival| match arrival {
+            Arrival::HeadLost(node) => Some(*node),
+            _ => None,
+        }));
+        for node in nodes.into_iter().filter(|node| !told.contains(node)) {
+            self.say(Stream::ToNode(node), Arrival::HeadLost(node));
+        }
+        self.after(1_000, 300_000, Arrival::BornHead);
     }
 
     fn drain_node(&mut self) -> Result<(), String> {
@@ -625,7 +695,7 @@ impl World {
                 if let Some(word) = &self.plan.watch {
                     let line = format!("{:>9}   {node} -> {effect:?}", self.now.0);
                     if line.contains(word.as_str()) {
-                        eprintln!("{}", line.chars().take(400).collect::<String>());
+                        eprintln!("{}", line.chars().take(1200).collect::<String>());
                     }
                 }
                 if let Some(event) = self.node_effect(node, effect)? {
@@ -874,7 +944,7 @@ impl World {
                     self.report.failed += 1;
                     // A program may drop an actor that is not made yet.
                     let unwanted = failure.message.contains("nobody has a handle")
-                        || failure.message.contains("was removed by the driver");
+                        || failure.message.contains("was removed");
                     // An actor that lives on a machine which leaves dies with it at last.
                     let left = self.plan.drains > 0
                         && failure.kind == cluster_types::FailureKind::ActorDied
@@ -992,19 +1062,20 @@ impl World {
         match process.read(object) {
             None => return Err(format!("{object} was ready and cannot be read")),
             Some(Reading::Failed(failure)) => {
-                let removed = failure.message.contains("was removed by the driver");
                 let is_lost = failure.kind == cluster_types::FailureKind::ObjectLost;
                 if is_lost && self.is_promised(object) {
                     return Err(format!("{object} is durable, and was said to be lost: {}", failure.message));
                 }
+                let removed = failure.message.contains("was removed");
                 // What a task made comes again, unless that was a call, a stream, or what it needs is a put that is lost.
                 let may_be_lost = self.plan.crash_one_in > 0
+                    || self.plan.head_losses > 0
                     || self.plan.cuts > 0
                     || self.plan.actors
                     || self.plan.streams
                     || failure.message.contains("was put")
                     || failure.message.contains("is gone")
-                    || failure.message.contains("placement group");
+                    || self.plan.groups;
                 if failure.kind == cluster_types::FailureKind::ObjectLost && !may_be_lost {
                     return Err(format!("{object} was not made again: {}", failure.message));
                 }
@@ -1266,6 +1337,9 @@ impl World {
     fn begin(&mut self, client: ClientId, run: Box<RunTask>) -> Result<(), String> {
         self.report.ran += 1;
         self.report.made_again += u64::from(self.ended_well.contains(&run.spec.id));
+        if self.plan.runs_once() && !self.begun.insert(run.spec.id) {
+            return Err(format!("TASK-2: {} runs a second time, though only the head was lost", run.spec.id));
+        }
         self.check_actor(client, &run)?;
         if self.plan.crash_one_in > 0 && self.random.one_in(self.plan.crash_one_in) {
             let Some(process) = self.processes.get(&client) else { return Ok(()) };

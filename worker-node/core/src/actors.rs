@@ -11,7 +11,7 @@ use cluster_types::client_node::Completion;
 use cluster_types::node_head::Retry;
 use cluster_types::{
     ActorTraits, Attempt, ClientId, FailureKind, Lease, Map, NodeId, NodeToClient, NodeToHead, ObjectId,
-    Outcome, TaskId, TaskKind, TaskSpec, Time,
+    Outcome, TaskId, TaskKind, TaskResult, TaskSpec, Time,
 };
 
 use crate::attempts::{Assigned, Stage};
@@ -19,6 +19,7 @@ use crate::event::Effect;
 use crate::executors::{Executor, Sent};
 use crate::node::{Node, failure};
 use crate::streams::Taken;
+use crate::successor::handle_of;
 
 /// Calls that an actor which takes them in order has been sent, the running one included.
 const SENT_AHEAD: usize = 32;
@@ -28,7 +29,11 @@ const SENT_AHEAD: usize = 32;
 pub(crate) struct Actor {
     /// What made it.
     task: TaskId,
+    pub(crate) spec: Arc<TaskSpec>,
     pub(crate) attempt: Attempt,
+    pub(crate) lease: Lease,
+    /// Its handle's value.
+    pub(crate) value: TaskResult,
     /// Its class, for people.
     class: Arc<str>,
     /// Bytes that it asked for; zero: it did not say.
@@ -99,7 +104,10 @@ impl Node {
         }
         let actor = Actor {
             task,
+            spec: made.spec.clone(),
             attempt: made.attempt,
+            lease: made.lease.unwrap_or_default(),
+            value: handle_of(&outcome),
             class: made.spec.template.name.clone(),
             memory: made.spec.template.resources.memory.as_f64() as u64,
             restarts: traits_of(&made.spec).is_some_and(|traits| traits.max_restarts != 0),
@@ -154,6 +162,7 @@ impl Node {
             lends_cpu: false,
             pinned: false,
             taken: Taken::default(),
+            yielded: 0,
         };
         self.attempts.insert(task, assigned);
         if let Some(known) = self.actors.get_mut(&actor) {
@@ -300,6 +309,7 @@ impl Node {
         let message = format!("{} died: {why}", actor.title());
         let outcome = Outcome::Failed(failure(FailureKind::ActorDied, message, Some(actor.task)));
         let (task, attempt) = (actor.task, actor.attempt);
+        self.remember_end(&actor.spec, attempt, &outcome, retry, 0, true);
         let done =
             NodeToHead::Done { task, attempt, executor: None, outcome, retry, started: None, micros: 0 };
         self.tell_head(done, effects);

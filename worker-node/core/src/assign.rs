@@ -41,6 +41,7 @@ impl Node {
             admission: false,
             pinned: false,
             taken: Taken::default(),
+            yielded: 0,
         };
         self.cpu_used += assigned.cpu();
         self.attempts.insert(task, assigned);

@@ -41,6 +41,8 @@ pub(crate) struct Assigned {
     pub(crate) pinned: bool,
     /// Of the items that it yields.
     pub(crate) taken: Taken,
+    /// How many those are so far.
+    pub(crate) yielded: u32,
 }
 
 impl Assigned {

@@ -12,6 +12,7 @@ impl Node {
     pub fn check_invariants(&self) -> Result<(), String> {
         self.audit_memory()?;
         self.audit_far()?;
+        self.audit_remembered()?;
         let used: cluster_types::Amount = self.attempts.values().map(|known| known.cpu()).sum();
         if used != self.cpu_used {
             return Err(format!("S4: {used} cores are used, {} are counted", self.cpu_used));

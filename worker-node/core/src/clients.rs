@@ -27,6 +27,8 @@ pub(crate) struct Client {
     pub(crate) waits: Set<ObjectId>,
     /// Puts of its own that have not escaped.
     pub(crate) private: Set<ObjectId>,
+    /// What it holds, as the head knows it; kept where another head may have to be told.
+    pub(crate) held: Set<ObjectId>,
     /// It was caught in a lie, and told so.
     pub(crate) refused: bool,
     /// Bytes of the next segment leased to it, at least.
@@ -80,6 +82,7 @@ impl Node {
             waits: Set::default(),
             refused: false,
             private: Set::default(),
+            held: Set::default(),
             growth: 8 << 20,
         };
         self.clients.insert(client, known);
@@ -103,11 +106,8 @@ impl Node {
         }
         match message {
             ClientToNode::Submit(spec) => {
-                if spec.id.client == client && !self.unfinished.contains_key(&spec.id) {
-                    if self.config.head_may_restart {
-                        self.unfinished.insert(spec.id, spec.clone());
-                    }
-                    self.tell_head(NodeToHead::Submit(spec), effects);
+                if spec.id.client == client && !self.remembered.awaits(spec.id) {
+                    self.pass_on(client, NodeToHead::Submit(spec), effects);
                 }
             }
             ClientToNode::Put { object, value, contains } => {
@@ -122,21 +122,18 @@ impl Node {
             }
             ClientToNode::PutFailed { object, failure } => {
                 if object.client == client {
-                    self.tell_head(NodeToHead::PutFailed { object, failure }, effects);
+                    self.pass_on(client, NodeToHead::PutFailed { object, failure }, effects);
                 }
             }
             ClientToNode::OpenCalls(actor) => self.open_calls(client, actor, effects),
             ClientToNode::Expect(spec) => {
                 if spec.id.client == client {
-                    self.tell_head(NodeToHead::Expect(spec), effects);
+                    self.pass_on(client, NodeToHead::Expect(spec), effects);
                 }
             }
             ClientToNode::SubmitAgain { spec, may_have_run } => {
                 if spec.id.client == client {
-                    if self.config.head_may_restart {
-                        self.unfinished.insert(spec.id, spec.clone());
-                    }
-                    self.tell_head(NodeToHead::SubmitAgain { spec, may_have_run }, effects);
+                    self.pass_on(client, NodeToHead::SubmitAgain { spec, may_have_run }, effects);
                 }
             }
             ClientToNode::CancelCall { actor, task, reason, recursive } => {
@@ -158,7 +155,9 @@ impl Node {
                     self.escape(client, object, effects);
                 }
             }
-            ClientToNode::Hold(objects) => self.tell_head(NodeToHead::Hold { client, objects }, effects),
+            ClientToNode::Hold(objects) => {
+                self.pass_on(client, NodeToHead::Hold { client, objects }, effects)
+            }
             ClientToNode::Drop(mut objects) => {
                 // What never escaped is this node's own business.
                 objects.retain(|object| {
@@ -170,7 +169,7 @@ impl Node {
                     !own
                 });
                 if !objects.is_empty() {
-                    self.tell_head(NodeToHead::Drop { client, objects }, effects);
+                    self.pass_on(client, NodeToHead::Drop { client, objects }, effects);
                 }
             }
             ClientToNode::Get(objects) => {
@@ -221,7 +220,7 @@ impl Node {
             ClientToNode::Yielded(yielded) => self.yielded(client, yielded, effects),
             ClientToNode::Taken { task, items, closed } => {
                 if task.client == client {
-                    self.tell_head(NodeToHead::Taken { task, items, closed }, effects);
+                    self.pass_on(client, NodeToHead::Taken { task, items, closed }, effects);
                 }
             }
             ClientToNode::Log(line) => self.tell_head(NodeToHead::Log(vec![line]), effects),
@@ -234,14 +233,20 @@ impl Node {
                 {
                     self.states.insert(object);
                 }
-                self.tell_head(NodeToHead::Query { client, number, query }, effects)
+                self.pass_on(client, NodeToHead::Query { client, number, query }, effects)
             }
-            ClientToNode::Cancel(what) => self.tell_head(NodeToHead::Cancel { client, what }, effects),
+            ClientToNode::Cancel(what) => self.pass_on(client, NodeToHead::Cancel { client, what }, effects),
             ClientToNode::Kill { actor, restart } => {
-                self.tell_head(NodeToHead::Kill { client, actor, restart }, effects)
+                self.pass_on(client, NodeToHead::Kill { client, actor, restart }, effects)
             }
             ClientToNode::Goodbye => self.client_ended(client, effects),
         }
+    }
+
+    /// Passes on what a client says, and remembers it for a head that comes after this one.
+    pub(crate) fn pass_on(&mut self, client: ClientId, message: NodeToHead, effects: &mut Vec<Effect>) {
+        self.remember(client, &message);
+        self.tell_head(message, effects);
     }
 
     /// A client said what cannot be: it is told so, and no longer listened to. An executor is ended, a driver's process
@@ -286,16 +291,7 @@ impl Node {
             self.let_go(object);
             self.maybe_free(object, effects);
         }
-        let first = TaskId { client, seq: 0 };
-        let unfinished: Vec<TaskId> = self
-            .unfinished
-            .range(first..)
-            .map(|(task, _)| *task)
-            .take_while(|task| task.client == client)
-            .collect();
-        for task in unfinished {
-            self.unfinished.remove(&task);
-        }
+        self.remembered.forget_client(client);
         let mut waits: Vec<ObjectId> = gone.waits.drain().collect();
         waits.sort_unstable();
         for object in waits {

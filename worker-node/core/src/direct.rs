@@ -165,9 +165,9 @@ impl Node {
             }
             PutValue::Stored(location) => (ResultValue::Stored { size: location.len }, location.len, None),
         };
-        self.keep_result(client, object, result.value, effects);
         let contains = result.contains;
-        self.tell_head(NodeToHead::Escaped { object, size, inline, contains }, effects);
+        self.keep_result(client, object, result.value, &contains, effects);
+        self.pass_on(client, NodeToHead::Escaped { object, size, inline, contains }, effects);
         told
     }
 

@@ -79,6 +79,7 @@ impl Node {
                 started = Some((next.spec.id, next.attempt));
             }
         }
+        self.remember_end(&ended.spec, ended.attempt, &outcome, retry, micros, false);
         let done =
             NodeToHead::Done { task, attempt: ended.attempt, executor, outcome, retry, started, micros };
         self.tell_head(done, effects);
@@ -177,7 +178,7 @@ impl Node {
                     .map(|(index, result)| {
                         let object = task.result(index as u32);
                         let value = known_value(&result.value);
-                        self.keep_result(client, object, result.value, effects);
+                        self.keep_result(client, object, result.value, &result.contains, effects);
                         TaskResult { value, contains: result.contains }
                     })
                     .collect();

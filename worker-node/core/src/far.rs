@@ -12,7 +12,7 @@
 //! - ORDER-1: the callee's end of a broken conversation notices first. What its executor had not begun is forgotten
 //!   there before the caller has its calls back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::ActorPlace;
@@ -218,10 +218,24 @@ impl Node {
         for (caller, actor, node) in routes {
             self.tell_peer(node, NodeToNode::Close { caller, actor, forget: true }, effects);
         }
+        self.ask_for_callees(effects);
+    }
+
+    fn ask_for_callees(&mut self, effects: &mut Vec<Effect>) {
         let asked: Vec<ObjectId> = self.far.asked.keys().copied().collect();
         asked.into_iter().for_each(|actor| self.tell_head(NodeToHead::FindActor(actor), effects));
         let numbers: Vec<u64> = self.far.unconfirmed.iter().map(|(number, ..)| *number).collect();
         numbers.into_iter().for_each(|number| self.tell_head(NodeToHead::Confirm(number), effects));
+    }
+
+    /// Another head leads. Conversations go on; of what is called it is asked again, so that it knows whom to tell when
+    /// a node is lost (rule A5).
+    pub(crate) fn find_callees_again(&mut self, effects: &mut Vec<Effect>) {
+        let called: BTreeSet<ObjectId> = self.far.routes.keys().map(|(_, actor)| *actor).collect();
+        let unasked = called.into_iter().filter(|actor| !self.far.asked.contains_key(actor));
+        let unasked: Vec<ObjectId> = unasked.collect();
+        unasked.into_iter().for_each(|actor| self.tell_head(NodeToHead::FindActor(actor), effects));
+        self.ask_for_callees(effects);
     }
 
     /// Rule A5: the head says that a node is lost.
@@ -403,6 +417,9 @@ impl Node {
                 }
             }
             NodeToNode::Answer { task, outcome, known } => {
+                if known {
+                    self.remember_answer(task, &outcome);
+                }
                 let message = match known {
                     true => NodeToClient::Finished { task, outcome },
                     false => NodeToClient::FarAnswer { task, outcome },

@@ -1,6 +1,6 @@
 //! What the head says, and the streams on which it says it.
 
-use cluster_types::{ClientId, HeadToNode, JobId, NodeToClient, NodeToHead, TaskId, TaskSpec};
+use cluster_types::{HeadToNode, JobId, NodeToClient, TaskId};
 
 use crate::event::Effect;
 use crate::executors::Executor;
@@ -10,8 +10,9 @@ use crate::streams::Taken;
 impl Node {
     pub(crate) fn head_says(&mut self, message: HeadToNode, effects: &mut Vec<Effect>) {
         match message {
-            HeadToNode::Admitted { .. } | HeadToNode::Resumed { .. } => self.admitted(effects),
-            HeadToNode::Pulse { .. } => {}
+            HeadToNode::Admitted { .. } => self.admitted(effects),
+            HeadToNode::Resumed { .. } => self.resumed(effects),
+            HeadToNode::Pulse { number, settled } => self.pulse(number, settled),
             HeadToNode::Job { job, info } => {
                 self.jobs.insert(job, info);
             }
@@ -40,11 +41,13 @@ impl Node {
                 self.end_actor(task, attempt, reason, force, effects)
             }
             HeadToNode::Finished { task, outcome } => {
-                self.unfinished.remove(&task);
+                self.forget_finished(task, &outcome);
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
             }
             HeadToNode::Item { task, index, value } => {
-                self.tell_client(task.client, NodeToClient::Item { task, index, value }, effects);
+                if self.is_new_item(task, index, effects) {
+                    self.tell_client(task.client, NodeToClient::Item { task, index, value }, effects);
+                }
             }
             HeadToNode::Taken { task, attempt, items, closed } => {
                 self.taken(task, attempt, Taken { items, closed }, effects);
@@ -88,6 +91,7 @@ impl Node {
                 effects.push(Effect::CloseClient { client });
             }
             HeadToNode::Reply { client, number, reply } => {
+                self.forget_question(client, number);
                 self.tell_client(client, NodeToClient::Reply { number, reply }, effects)
             }
         }
@@ -100,25 +104,12 @@ impl Node {
         let first = !std::mem::replace(&mut self.was_connected, true);
         if !first {
             self.end_all_attempts(effects);
-            let mut clients: Vec<ClientId> = self.clients.keys().copied().collect();
-            clients.sort_unstable();
-            for client in clients {
-                let known = &self.clients[&client];
-                let (kind, job, pid) = (known.kind.clone(), known.job, known.pid);
-                effects.push(Effect::ToHead(NodeToHead::ClientAttached { client, kind, job, pid }));
-            }
-            self.report_objects(effects);
-            let mut specs: Vec<TaskSpec> = self.unfinished.values().cloned().collect();
-            specs.sort_unstable_by_key(|spec| spec.id);
-            effects.extend(specs.into_iter().map(|spec| Effect::ToHead(NodeToHead::Submit(spec))));
-        }
-        if !first {
+            self.remembered.forget_ends();
+            self.introduce_clients(false, effects);
+            self.ask_anew(effects);
             self.close_far_routes(effects);
         }
-        self.forget_held_lines();
-        for message in std::mem::take(&mut self.held_back) {
-            effects.push(Effect::ToHead(message));
-        }
+        self.tell_held_back(effects);
         self.next_heartbeat = self.now;
         self.let_speak(effects);
         self.tick(effects);

@@ -40,6 +40,7 @@ mod pressure;
 mod segments;
 mod short_memory;
 mod streams;
+mod successor;
 #[cfg(test)]
 mod tests;
 mod values;

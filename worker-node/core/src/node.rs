@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cluster_types::{
     Amount, ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Set,
-    Span, TaskId, TaskSpec, Time,
+    Span, TaskId, Time,
 };
 
 use crate::actors::Actors;
@@ -19,6 +19,7 @@ use crate::far::Far;
 use crate::memory::Memories;
 use crate::objects::Objects;
 use crate::short_memory::Shortage;
+use crate::successor::Remembered;
 
 /// Printed lines that are kept while the head is away.
 const LINES_HELD: usize = 1_000;
@@ -58,8 +59,8 @@ pub struct Node {
     pub(crate) durable: Durable,
     /// What the whole machine has left of it.
     pub(crate) shortage: Shortage,
-    /// Specs of attached clients' tasks that have not ended, for a head that comes back without them (rule T6).
-    pub(crate) unfinished: BTreeMap<TaskId, TaskSpec>,
+    /// For a head that comes without knowing what this one knows.
+    pub(crate) remembered: Remembered,
     /// Small results since the last tick.
     pub(crate) fresh: Vec<ObjectId>,
     /// Cores that attempts take up now; more than there are after one that waited goes on (rule S4).
@@ -98,7 +99,7 @@ impl Node {
             memory: Memories::default(),
             durable: Durable::default(),
             shortage: Shortage::default(),
-            unfinished: BTreeMap::new(),
+            remembered: Remembered::default(),
             cpu_used: Amount::ZERO,
             held_lines: 0,
             next_tag: 0,
@@ -157,7 +158,8 @@ impl Node {
         self.look_at_memory(effects);
         self.look_at_shortage(effects);
         self.serve_small(effects);
-        if self.leave_by.is_some_and(|by| self.now >= by || !self.connected) {
+        let is_alone = !self.connected && !self.config.head_may_restart;
+        if self.leave_by.is_some_and(|by| self.now >= by || is_alone) {
             self.leave_by = None;
             effects.push(Effect::End);
         }
@@ -169,18 +171,28 @@ impl Node {
                     store,
                     executors: self.executors.len() as u32,
                 }));
+                if self.config.head_may_restart {
+                    let mark = self.remembered.next_mark();
+                    effects.push(Effect::ToHead(mark));
+                }
             }
         }
     }
 
     fn told_to_leave(&mut self, within: Span, effects: &mut Vec<Effect>) {
-        if !self.connected {
+        if !self.connected && !(self.was_connected && self.config.head_may_restart) {
             // Nobody could take over what is here.
             effects.push(Effect::End);
             return;
         }
         self.leave_by = Some(self.now + within + PATIENCE_WITH_THE_HEAD);
         self.tell_head(NodeToHead::Drain { deadline_ms: within.0 / 1000 }, effects);
+    }
+
+    /// How long what runs may still run, if the node was told to leave.
+    pub(crate) fn time_to_leave(&self) -> Option<u64> {
+        let by = self.leave_by?;
+        Some(by.since(self.now + PATIENCE_WITH_THE_HEAD).0 / 1000)
     }
 
     pub(crate) fn tell_head(&mut self, message: NodeToHead, effects: &mut Vec<Effect>) {
@@ -193,12 +205,17 @@ impl Node {
                 return;
             }
             self.held_lines += lines.len();
+        } else if self.was_connected && self.config.head_may_restart {
+            // The next head is told how things stand then.
+            return;
         }
         self.held_back.push(message);
     }
 
-    pub(crate) fn forget_held_lines(&mut self) {
+    /// The stream is open: what waited for it goes.
+    pub(crate) fn tell_held_back(&mut self, effects: &mut Vec<Effect>) {
         self.held_lines = 0;
+        effects.extend(std::mem::take(&mut self.held_back).into_iter().map(Effect::ToHead));
     }
 
     pub(crate) fn tell_client(&self, client: ClientId, message: NodeToClient, effects: &mut Vec<Effect>) {

@@ -34,7 +34,10 @@ impl Node {
             return self.give_back_results(client, vec![item], effects);
         };
         let value = known_value(&item.value);
-        self.keep_result(client, task.item(index), item.value, effects);
+        self.keep_result(client, task.item(index), item.value, &item.contains, effects);
+        if let Some(assigned) = self.attempts.get_mut(&task) {
+            assigned.yielded = assigned.yielded.max(index.saturating_add(1));
+        }
         let item = TaskResult { value, contains: item.contains };
         self.tell_head(NodeToHead::Yielded { task, attempt, index, item }, effects);
     }

@@ -6,6 +6,7 @@ use cluster_types::{
     Value,
 };
 
+use crate::clients::Client;
 use crate::event::{Effect, ServeFrom};
 use crate::memory::Want;
 use crate::node::{Node, failure};
@@ -67,10 +68,11 @@ impl Node {
         if let Some(who) = self.clients.get_mut(&client) {
             who.private.remove(&object);
         }
-        let (size, contains) = (known.size, std::mem::take(&mut known.contains));
+        // The home says what is inside to a head that does not know (rule H2).
+        let (size, contains) = (known.size, known.contains.clone());
         let inline = known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX);
         self.serve(object, effects);
-        self.tell_head(NodeToHead::Escaped { object, size, inline, contains }, effects);
+        self.pass_on(client, NodeToHead::Escaped { object, size, inline, contains }, effects);
     }
 
     /// An executor returned a value: this node is its home (rule R4).
@@ -79,6 +81,7 @@ impl Node {
         client: ClientId,
         object: ObjectId,
         value: PutValue,
+        contains: &Refs,
         effects: &mut Vec<Effect>,
     ) {
         if self.objects.get(&object).is_some_and(Object::has_copy) {
@@ -89,6 +92,9 @@ impl Node {
             return;
         }
         self.record(client, object, value, effects);
+        if let Some(known) = self.objects.get_mut(&object).filter(|_| !contains.is_empty()) {
+            known.contains = contains.clone();
+        }
         if self.objects.get(&object).is_some_and(|known| known.memory.is_some()) {
             self.serve(object, effects);
         } else {
@@ -369,7 +375,8 @@ impl Node {
         objects.sort_unstable();
         for object in objects {
             let known = &self.objects[&object];
-            let message = match object.is_put() && self.clients.contains_key(&object.client) {
+            let is_held = |maker: &Client| maker.held.contains(&object);
+            let message = match object.is_put() && self.clients.get(&object.client).is_some_and(is_held) {
                 true => NodeToHead::Escaped {
                     object,
                     size: known.size,

@@ -16,6 +16,8 @@ use crate::HeadConfig;
 
 const CLOSED: HeadConfig = HeadConfig {
     roster: Vec::new(),
+    actors: Vec::new(),
+    groups: Vec::new(),
     term: cluster_types::Term(1),
     loss_timeout: Span::secs(5),
     closed: true,

@@ -1,0 +1,457 @@
+//! What this node remembers for a head that comes after the present one (rules H2, T6), and how it tells it.
+//!
+//! The present head is told everything once and keeps it in memory; when it dies, so does that. Its successor asks each
+//! node. Most of the answer is what the node has anyway: clients, values, attempts, actors. What it has not is kept here
+//! while it may be needed: specs until their ends are known, what clients hold, answers that are on their way
+//! through the head, and wishes that the head may not have passed on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::node_head::Retry;
+use cluster_types::query::Query;
+use cluster_types::{
+    Attempt, ClientId, Failure, INLINE_MAX, JobInfo, NodeToHead, ObjectId, Outcome, ResultValue, TaskId,
+    TaskResult, TaskSpec,
+};
+
+use crate::attempts::Stage;
+use crate::event::Effect;
+use crate::node::Node;
+use crate::objects::{Fetch, Object};
+use crate::streams::Taken;
+
+/// What is kept for the next head.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    /// Tasks of attached clients that have not ended.
+    unfinished: BTreeMap<TaskId, Unfinished>,
+    /// Why tasks of attached clients failed whose results somebody may still ask for.
+    failed: BTreeMap<ObjectId, Failure>,
+    /// Questions without an answer.
+    questions: BTreeMap<(ClientId, u64), Query>,
+    /// What was said, with the number of the mark that follows it: until that is settled.
+    unsettled: VecDeque<(u64, NodeToHead)>,
+    /// The number of the last mark.
+    marks: u64,
+    /// The number of the head's last pulse.
+    heard: u64,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    spec: TaskSpec,
+    way: Way,
+    /// Of a task that yields: how many items its submitter was told of,
+    told: u32,
+    /// and what it said that it took.
+    taken: Taken,
+}
+
+/// Who runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The head sees to it.
+    Submitted,
+    /// The same; its client sent it by itself before, in vain.
+    SubmittedAgain { may_have_run: bool },
+    /// Its client sends it by itself.
+    Expected,
+}
+
+impl Remembered {
+    /// Whether this task's end is not known.
+    pub(crate) fn awaits(&self, task: TaskId) -> bool {
+        self.unfinished.get(&task).is_some_and(|known| known.way != Way::Expected)
+    }
+
+    fn insert(&mut self, spec: &TaskSpec, way: Way) {
+        let known = Unfinished { spec: spec.clone(), way, told: 0, taken: Taken::default() };
+        self.unfinished.insert(spec.id, known);
+    }
+
+    /// Everything of a client that is gone.
+    pub(crate) fn forget_client(&mut self, client: ClientId) {
+        let mut later = self.unfinished.split_off(&TaskId { client, seq: 0 });
+        if let Some(next) = client.0.checked_add(1) {
+            self.unfinished.append(&mut later.split_off(&TaskId { client: ClientId(next), seq: 0 }));
+        }
+        self.failed.retain(|object, _| object.client != client);
+        self.questions.retain(|(asking, _), _| *asking != client);
+    }
+
+    /// What was said before a mark that is settled need not be said again.
+    fn settle(&mut self, settled: u64) {
+        while self.unsettled.front().is_some_and(|(mark, _)| *mark <= settled) {
+            self.unsettled.pop_front();
+        }
+    }
+
+    /// What ran on a stream that is over counts no more (FENCE-1).
+    pub(crate) fn forget_ends(&mut self) {
+        self.unsettled.retain(|(_, message)| !matches!(message, NodeToHead::Ended { .. }));
+    }
+
+    pub(crate) fn next_mark(&mut self) -> NodeToHead {
+        self.marks += 1;
+        NodeToHead::Mark { number: self.marks, heard: self.heard }
+    }
+}
+
+impl Node {
+    // ---- remembering ----
+
+    /// A client of this node says this to the head.
+    pub(crate) fn remember(&mut self, client: ClientId, message: &NodeToHead) {
+        if !self.config.head_may_restart {
+            return;
+        }
+        match message {
+            NodeToHead::Submit(spec) => self.remember_task(spec, Way::Submitted),
+            NodeToHead::Expect(spec) => self.remember_task(spec, Way::Expected),
+            NodeToHead::SubmitAgain { spec, may_have_run } => {
+                self.remember_task(spec, Way::SubmittedAgain { may_have_run: *may_have_run });
+            }
+            NodeToHead::PutFailed { object, failure } => {
+                self.forget_expected(*object);
+                self.remembered.failed.insert(*object, failure.clone());
+            }
+            NodeToHead::Escaped { object, .. } => {
+                self.forget_expected(*object);
+                if let Some(maker) = self.clients.get_mut(&object.client) {
+                    maker.held.insert(*object);
+                }
+            }
+            NodeToHead::Hold { objects, .. } => {
+                if let Some(known) = self.clients.get_mut(&client) {
+                    known.held.extend(objects);
+                }
+            }
+            NodeToHead::Drop { objects, .. } => {
+                let Some(known) = self.clients.get_mut(&client) else { return };
+                for object in objects {
+                    known.held.remove(object);
+                }
+                objects.iter().for_each(|object| self.forget_failure(*object));
+            }
+            NodeToHead::Taken { task, items, closed } => {
+                if let Some(known) = self.remembered.unfinished.get_mut(task) {
+                    known.taken.items = known.taken.items.max(*items);
+                    known.taken.closed |= closed;
+                }
+            }
+            NodeToHead::Query { number, query, .. } => {
+                self.remembered.questions.insert((client, *number), query.clone());
+            }
+            NodeToHead::Cancel { .. } | NodeToHead::Kill { .. } => self.until_settled(message.clone()),
+            _ => {}
+        }
+    }
+
+    fn remember_task(&mut self, spec: &TaskSpec, way: Way) {
+        self.remembered.insert(spec, way);
+        if let Some(submitter) = self.clients.get_mut(&spec.id.client) {
+            submitter.held.extend((0..spec.template.num_returns).map(|index| spec.id.result(index)));
+        }
+    }
+
+    /// What a client expected has come.
+    fn forget_expected(&mut self, object: ObjectId) {
+        let Some((task, _)) = object.task() else { return };
+        if self.remembered.unfinished.get(&task).is_some_and(|known| known.way == Way::Expected) {
+            self.remembered.unfinished.remove(&task);
+        }
+    }
+
+    /// A task of a client of this node has ended.
+    pub(crate) fn forget_finished(&mut self, task: TaskId, outcome: &FinishedOutcome) {
+        let ended = self.remembered.unfinished.remove(&task);
+        for needed in ended.iter().flat_map(|ended| ended.spec.held()) {
+            self.forget_failure(needed);
+        }
+        let (FinishedOutcome::Failed(failure), Some(submitter)) =
+            (outcome, self.clients.get_mut(&task.client))
+        else {
+            return;
+        };
+        let Some(ended) = ended else { return };
+        if ended.spec.template.stream.is_some() {
+            // The failure of a stream stands where its next item would.
+            submitter.held.insert(task.item(ended.told));
+            self.remembered.failed.insert(task.item(ended.told), failure.clone());
+        }
+        let results = (0..ended.spec.template.num_returns).map(|index| task.result(index));
+        for object in results.filter(|result| submitter.held.contains(result)) {
+            self.remembered.failed.insert(object, failure.clone());
+        }
+    }
+
+    /// Forgets why a task failed, unless somebody still asks for its results: a client, or a task that needs them.
+    fn forget_failure(&mut self, object: ObjectId) {
+        if !self.remembered.failed.contains_key(&object) {
+            return;
+        }
+        let is_held = self.clients.get(&object.client).is_some_and(|maker| maker.held.contains(&object));
+        let is_named = || {
+            let mut unfinished = self.remembered.unfinished.values();
+            unfinished.any(|known| known.spec.held().any(|held| held == object))
+        };
+        if !is_held && !is_named() {
+            self.remembered.failed.remove(&object);
+        }
+    }
+
+    /// A task of a client of this node has yielded. False: the client knows, and holds the item or has dropped it.
+    pub(crate) fn is_new_item(&mut self, task: TaskId, index: u32, effects: &mut Vec<Effect>) -> bool {
+        if !self.config.head_may_restart {
+            return true;
+        }
+        let Some(submitter) = self.clients.get_mut(&task.client) else { return false };
+        let item = task.item(index);
+        let is_new = match self.remembered.unfinished.get_mut(&task) {
+            Some(known) if index < known.told => false,
+            Some(known) => {
+                known.told = index + 1;
+                true
+            }
+            None => true,
+        };
+        if is_new {
+            submitter.held.insert(item);
+        } else if !submitter.held.contains(&item) {
+            // The head that says it again holds it for the client, as at the first time.
+            self.tell_head(NodeToHead::Drop { client: task.client, objects: vec![item] }, effects);
+        }
+        is_new
+    }
+
+    /// A call of a client of this node was answered elsewhere; the head was told there.
+    pub(crate) fn remember_answer(&mut self, task: TaskId, outcome: &FinishedOutcome) {
+        if !self.config.head_may_restart {
+            return;
+        }
+        self.forget_expected(task.result(0));
+        if let (FinishedOutcome::Ok(results), Some(caller)) = (outcome, self.clients.get_mut(&task.client)) {
+            caller.held.extend((0..).zip(results).map(|(index, _)| task.result(index)));
+        }
+    }
+
+    pub(crate) fn forget_question(&mut self, client: ClientId, number: u64) {
+        self.remembered.questions.remove(&(client, number));
+    }
+
+    /// How an attempt ended, until its submitter is known to have heard (rule R5).
+    pub(crate) fn remember_end(
+        &mut self,
+        spec: &Arc<TaskSpec>,
+        attempt: Attempt,
+        outcome: &Outcome,
+        retry: Retry,
+        micros: u64,
+        lived: bool,
+    ) {
+        if self.config.head_may_restart {
+            let (spec, outcome) = (spec.clone(), outcome.clone());
+            self.until_settled(NodeToHead::Ended { spec, attempt, outcome, retry, micros, lived });
+        }
+    }
+
+    fn until_settled(&mut self, message: NodeToHead) {
+        let next = self.remembered.marks + 1;
+        self.remembered.unsettled.push_back((next, message));
+    }
+
+    pub(crate) fn pulse(&mut self, number: u64, settled: u64) {
+        self.remembered.heard = number;
+        self.remembered.settle(settled);
+    }
+
+    // ---- telling ----
+
+    /// To a head that knows nothing of what this node was: its clients, and what they have and want.
+    pub(crate) fn introduce_clients(&mut self, resumed: bool, effects: &mut Vec<Effect>) {
+        // The marks of another head say nothing to this one.
+        self.remembered.heard = 0;
+        let mut clients: Vec<ClientId> = self.clients.keys().copied().collect();
+        clients.sort_unstable();
+        for client in &clients {
+            let known = &self.clients[client];
+            let (client, kind, job, pid) = (*client, known.kind.clone(), known.job, known.pid);
+            effects.push(Effect::ToHead(NodeToHead::ClientAttached { client, kind, job, pid }));
+        }
+        if !resumed {
+            self.report_objects(effects);
+        }
+        for known in self.remembered.unfinished.values() {
+            let spec = known.spec.clone();
+            effects.push(Effect::ToHead(match known.way {
+                Way::Submitted => NodeToHead::Submit(spec),
+                Way::SubmittedAgain { may_have_run } => NodeToHead::SubmitAgain { spec, may_have_run },
+                Way::Expected => NodeToHead::Expect(spec),
+            }));
+        }
+        for (object, failure) in &self.remembered.failed {
+            let (object, failure) = (*object, failure.clone());
+            effects.push(Effect::ToHead(NodeToHead::PutFailed { object, failure }));
+        }
+        for client in clients {
+            let mut objects: Vec<ObjectId> = self.clients[&client].held.iter().copied().collect();
+            objects.sort_unstable();
+            if !objects.is_empty() {
+                effects.push(Effect::ToHead(NodeToHead::Hold { client, objects }));
+            }
+        }
+        self.introduce_drops(effects);
+        for known in self.remembered.unfinished.values() {
+            let (task, Taken { items, closed }) = (known.spec.id, known.taken);
+            if known.told > 0 && resumed {
+                effects.push(Effect::ToHead(NodeToHead::Told { task, items: known.told }));
+            }
+            if known.taken != Taken::default() {
+                effects.push(Effect::ToHead(NodeToHead::Taken { task, items, closed }));
+            }
+        }
+    }
+
+    /// Submitting a task is holding its results (rule R2): some were dropped since.
+    fn introduce_drops(&self, effects: &mut Vec<Effect>) {
+        let mut dropped: BTreeMap<ClientId, Vec<ObjectId>> = BTreeMap::new();
+        for (task, known) in &self.remembered.unfinished {
+            let Some(submitter) = self.clients.get(&task.client) else { continue };
+            let results = (0..known.spec.template.num_returns).map(|index| task.result(index));
+            let of_client = dropped.entry(task.client).or_default();
+            of_client.extend(results.filter(|result| !submitter.held.contains(result)));
+        }
+        for (client, objects) in dropped {
+            if !objects.is_empty() {
+                effects.push(Effect::ToHead(NodeToHead::Drop { client, objects }));
+            }
+        }
+    }
+
+    /// What was asked of the head before it, and what clients wished.
+    pub(crate) fn ask_anew(&mut self, effects: &mut Vec<Effect>) {
+        let mut sought: Vec<ObjectId> = self
+            .objects
+            .iter()
+            .filter(|(_, known)| known.fetch == Fetch::Locating)
+            .map(|(object, _)| *object)
+            .collect();
+        sought.sort_unstable();
+        effects.extend(sought.into_iter().map(|object| Effect::ToHead(NodeToHead::Locate(object))));
+        for ((client, number), query) in &self.remembered.questions {
+            let (client, number, query) = (*client, *number, query.clone());
+            effects.push(Effect::ToHead(NodeToHead::Query { client, number, query }));
+        }
+        for (_, message) in &self.remembered.unsettled {
+            if matches!(message, NodeToHead::Cancel { .. } | NodeToHead::Kill { .. }) {
+                effects.push(Effect::ToHead(message.clone()));
+            }
+        }
+    }
+
+    /// The stream to a head of a new term is open, and it knows this node: what runs, runs on (rule H2).
+    pub(crate) fn resumed(&mut self, effects: &mut Vec<Effect>) {
+        self.connected = true;
+        self.was_connected = true;
+        self.introduce_values(effects);
+        self.introduce_clients(true, effects);
+        self.introduce_actors(effects);
+        self.introduce_attempts(effects);
+        for (_, message) in &self.remembered.unsettled {
+            if matches!(message, NodeToHead::Ended { .. }) {
+                effects.push(Effect::ToHead(message.clone()));
+            }
+        }
+        self.ask_anew(effects);
+        self.find_callees_again(effects);
+        self.tell_held_back(effects);
+        if let Some(deadline_ms) = self.time_to_leave() {
+            effects.push(Effect::ToHead(NodeToHead::Drain { deadline_ms }));
+        }
+        effects.push(Effect::ToHead(NodeToHead::SnapshotEnd));
+        self.next_heartbeat = self.now;
+        self.tick(effects);
+    }
+
+    /// The values here that the head before knew of.
+    fn introduce_values(&self, effects: &mut Vec<Effect>) {
+        let is_known = |known: &Object| known.escaped && !known.freed && !known.cached && known.has_copy();
+        let mut objects: Vec<ObjectId> =
+            self.objects.iter().filter(|(_, known)| is_known(known)).map(|(object, _)| *object).collect();
+        objects.sort_unstable();
+        for object in objects {
+            let known = &self.objects[&object];
+            effects.push(Effect::ToHead(NodeToHead::Kept {
+                object,
+                size: known.size,
+                inline: known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX),
+                contains: known.contains.clone(),
+            }));
+        }
+    }
+
+    fn introduce_actors(&self, effects: &mut Vec<Effect>) {
+        let mut actors: Vec<_> = self.actors.values().collect();
+        actors.sort_unstable_by_key(|actor| actor.handle());
+        for actor in actors {
+            let info: Arc<JobInfo> = self.jobs.get(&actor.spec.job).cloned().unwrap_or_default();
+            effects.push(Effect::ToHead(NodeToHead::Lives {
+                spec: actor.spec.clone(),
+                attempt: actor.attempt,
+                lease: actor.lease.clone(),
+                handle: actor.value.clone(),
+                info,
+            }));
+        }
+    }
+
+    fn introduce_attempts(&self, effects: &mut Vec<Effect>) {
+        let mut attempts: Vec<_> = self.attempts.values().collect();
+        attempts.sort_unstable_by_key(|assigned| assigned.spec.id);
+        for assigned in &attempts {
+            effects.push(Effect::ToHead(NodeToHead::Running {
+                spec: assigned.spec.clone(),
+                attempt: assigned.attempt,
+                lease: assigned.lease.clone(),
+                yielded: assigned.yielded,
+            }));
+        }
+        for assigned in attempts {
+            let Stage::Sent { executor, .. } = assigned.stage else { continue };
+            let first = self.executors.get(&executor).filter(|known| known.blocked);
+            let task = assigned.spec.id;
+            if first.and_then(|known| known.sent.front()).is_some_and(|sent| sent.task == task) {
+                let (attempt, on) = (assigned.attempt, Vec::new());
+                effects.push(Effect::ToHead(NodeToHead::Blocked { task, attempt, on }));
+            }
+        }
+    }
+
+    /// Where the executor ended something and its report waits (rule S2), the attempt is still in the list of attempts.
+    pub(crate) fn audit_remembered(&self) -> Result<(), String> {
+        let remembered = &self.remembered;
+        if remembered.unsettled.iter().any(|(mark, _)| *mark > remembered.marks + 1) {
+            return Err("something waits for a mark that is not next".to_owned());
+        }
+        for task in remembered.unfinished.keys() {
+            if !self.clients.contains_key(&task.client) {
+                return Err(format!("{task} is remembered for a client that is gone"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As the head's `Finished` would say it, of an actor's handle.
+pub(crate) fn handle_of(outcome: &Outcome) -> TaskResult {
+    match outcome {
+        Outcome::Ok(results) => results.first().cloned(),
+        Outcome::Failed(_) => None,
+    }
+    .unwrap_or_else(|| TaskResult {
+        value: ResultValue::Inline(bytes::Bytes::new()),
+        contains: Default::default(),
+    })
+}
