@@ -34,7 +34,7 @@ const FIRST_LEADER: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_millis(1_500);
 const ANSWER: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Where one of several heads will lead soon.
 const BACKOFF_SEVERAL: Duration = Duration::from_millis(200);
 /// How often a connection is tried out while nothing comes, and for how long. With several heads another may lead long

@@ -21,6 +21,8 @@ pub fn run(args: &DownArgs) -> Result<(), CliError> {
     dir.create()?;
     let _lock = dir.lock()?;
     let ended = end_daemons(&dir)?;
+    // What was ended on purpose is over; what was killed is taken up again by the next `cluster up`.
+    let _ = std::fs::remove_file(dir.state());
     report(args, &dir, &ended)
 }
 

@@ -39,15 +39,20 @@ pub fn run(args: &UpArgs) -> Result<(), CliError> {
     let dir = &config.dir;
     dir.create()?;
     let lock = dir.lock()?;
-    refuse_second(dir)?;
-    write_token(&config)?;
-    let cluster = match start(&config) {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            // Half a cluster is none.
-            end_daemons(dir)?;
-            return Err(error);
+    let cluster = match what_runs(&config)? {
+        Runs::Nothing => {
+            write_token(&config)?;
+            start(&config).or_else(|error| {
+                // Half a cluster is none.
+                end_daemons(dir)?;
+                Err(error)
+            })?
         }
+        Runs::Worker(file) => {
+            let head_pid = Some(start_head(&config)?);
+            ClusterFile { head_pid, ..file }
+        }
+        Runs::Head(file) => start_worker(&config, file.address, file.head_pid)?,
     };
     let json = serde_json::to_string_pretty(&cluster).unwrap_or_default();
     dir.write_private(&dir.cluster_file(), &(json + "\n"))?;
@@ -55,12 +60,40 @@ pub fn run(args: &UpArgs) -> Result<(), CliError> {
     report(&config, cluster, args.place.json)
 }
 
-fn refuse_second(dir: &RunDir) -> Result<(), CliError> {
-    let running = ["head", "worker"].into_iter().find_map(|name| Daemon::from_pid_file(&dir.pid_file(name)));
-    let Some(daemon) = running else {
-        // What a killed cluster left.
-        end_daemons(dir)?;
-        return Ok(());
+/// What a cluster that was up before has left running.
+enum Runs {
+    Nothing,
+    /// The head died beside it.
+    Worker(ClusterFile),
+    /// The worker daemon died beside it.
+    Head(ClusterFile),
+}
+
+/// Looks for daemons of this directory. One of a pair that died is started again; a whole one is not started twice.
+fn what_runs(config: &UpConfig) -> Result<Runs, CliError> {
+    let dir = &config.dir;
+    let alive = |name| Daemon::from_pid_file(&dir.pid_file(name));
+    let file = dir.read_cluster_file();
+    let had_head = file.as_ref().is_some_and(|file| file.head_pid.is_some());
+    let daemon = match (alive("head"), alive("worker"), file) {
+        (None, None, _) => {
+            // What a killed cluster left.
+            end_daemons(dir)?;
+            return Ok(Runs::Nothing);
+        }
+        (None, Some(_), Some(file)) if had_head && config.join.is_none() => {
+            let here = SocketAddr::new(near(config.listen_host()), config.port).to_string();
+            if here != file.address {
+                return Err(CliError::Failed(format!(
+                    "the head of this cluster is dead, and its workers look for it at {}: start it there again, with \
+                     the --host and --port of before, or end what is left with `cluster down`",
+                    file.address
+                )));
+            }
+            return Ok(Runs::Worker(file));
+        }
+        (Some(_), None, Some(file)) => return Ok(Runs::Head(file)),
+        (Some(daemon), ..) | (None, Some(daemon), _) => daemon,
     };
     let whose = dir
         .read_cluster_file()
@@ -90,23 +123,33 @@ fn write_token(config: &UpConfig) -> Result<(), CliError> {
 }
 
 fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
+    match &config.join {
+        Some(head) => start_worker(config, head.clone(), None),
+        None => {
+            let pid = start_head(config)?;
+            let address = SocketAddr::new(near(config.listen_host()), config.port);
+            start_worker(config, address.to_string(), Some(pid))
+        }
+    }
+}
+
+fn start_head(config: &UpConfig) -> Result<u32, CliError> {
+    let dir = &config.dir;
+    let settings = HeadSettings {
+        listen: SocketAddr::new(config.listen_host(), config.port),
+        token_file: dir.token(),
+        state: dir.state(),
+        state_url: config.state.as_ref().map(ToString::to_string),
+        address: outside(config),
+        loss_timeout_ms: config.loss_timeout_ms,
+    };
+    let (pid, _) = start_daemon(dir, "head", &settings)?;
+    Ok(pid)
+}
+
+fn start_worker(config: &UpConfig, head: String, head_pid: Option<u32>) -> Result<ClusterFile, CliError> {
     let dir = &config.dir;
     let host = config.listen_host();
-    let (head, head_pid) = match &config.join {
-        Some(head) => (head.clone(), None),
-        None => {
-            let settings = HeadSettings {
-                listen: SocketAddr::new(host, config.port),
-                token_file: dir.token(),
-                state: dir.state(),
-                state_url: config.state.as_ref().map(ToString::to_string),
-                address: outside(config),
-                loss_timeout_ms: config.loss_timeout_ms,
-            };
-            let (pid, _) = start_daemon(dir, "head", &settings)?;
-            (SocketAddr::new(near(host), config.port).to_string(), Some(pid))
-        }
-    };
     let gateway = gateway_address(host, config.gateway_port);
     let settings = WorkerSettings {
         dir: dir.path().to_path_buf(),
