@@ -140,7 +140,8 @@ impl Head {
         if let Some(actor) = self.actors.get_mut(handle) {
             actor.kept.copying = Some((target, self.now));
         }
-        self.send(target, HeadToNode::Copy { object: newest, located });
+        let contains = self.contents_of(ix);
+        self.send(target, HeadToNode::Copy { object: newest, located, contains });
     }
 
     fn state_is_safe(&mut self, handle: ObjectId) {

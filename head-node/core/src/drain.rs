@@ -179,7 +179,8 @@ impl Head {
             }
             state.moving.insert(id, (size, self.now));
             bytes += size;
-            self.send(target, HeadToNode::Copy { object: id, located });
+            let contains = self.contents_of(object_ix);
+            self.send(target, HeadToNode::Copy { object: id, located, contains });
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use cluster_types::query::{Query, QueryReply};
 use cluster_types::kept::{KeptActor, KeptGroup};
+use cluster_types::query::{Query, QueryReply};
 use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, Span, TaskId, Term};
 
 /// What the head is told at its start; nothing in it changes later.

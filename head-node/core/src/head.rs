@@ -232,6 +232,7 @@ impl Head {
             // Said to a head that did not ask.
             NodeToHead::Kept { .. }
             | NodeToHead::Running { .. }
+            | NodeToHead::Made(_)
             | NodeToHead::Told { .. }
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }

@@ -62,6 +62,10 @@ impl Head {
             return ix;
         }
         let value = self.value_of_unknown(id);
+        if matches!(value, ObjectValue::Pending(_)) {
+            // Its task is being run again, for another of its results.
+            self.want_again(id);
+        }
         self.objects.find_or_insert(id, || value)
     }
 

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cluster_types::{Map, ObjectId, Payload, Set, TaskId, TaskKind, TaskSpec};
+use cluster_types::{Map, ObjectId, Payload, Set, TaskId, TaskSpec};
 
 use crate::head::Head;
 use crate::objects::{Object, ObjectValue};
@@ -65,10 +65,7 @@ impl Head {
             return;
         }
         let template = &spec.template;
-        let can_run_again = template.kind == TaskKind::Function
-            && template.max_retries != 0
-            && template.stream.is_none()
-            && template.variants.is_empty();
+        let can_run_again = template.can_run_again();
         let exists = |index: &u32| {
             let object = self.objects.by_id(id.result(*index));
             object.is_some_and(|object| matches!(object.value, ObjectValue::Available { .. }))
@@ -78,6 +75,44 @@ impl Head {
         if wanted == 0 {
             return;
         }
+        self.insert_lineage(spec, attempts, retries, wanted);
+        self.keep_lineage_within_bounds();
+    }
+
+    /// What the nodes of submitters remember of tasks that ended in a term before, makers before what takes their
+    /// results. A result that somebody holds and no node has is not lost: it can be made again.
+    pub(crate) fn restore_lineage(&mut self, specs: &[Arc<TaskSpec>]) {
+        for spec in specs {
+            let id = spec.id;
+            if !self.jobs.contains_key(&spec.job)
+                || self.lineage.kept.contains_key(&id)
+                || self.tasks.find(id).is_some()
+            {
+                continue;
+            }
+            let mut wanted = 0;
+            for index in 0..spec.template.num_returns {
+                let Some(ix) = self.objects.find(id.result(index)) else { continue };
+                let value = self.objects.get(ix).map(|object| &object.value);
+                if matches!(value, Some(ObjectValue::Unknown)) {
+                    self.objects.set_available(ix, 0, None, None);
+                    self.value_known(ix);
+                }
+                let value = self.objects.get(ix).map(|object| &object.value);
+                wanted += u32::from(matches!(value, Some(ObjectValue::Available { .. })));
+            }
+            self.insert_lineage(spec, 0, 0, wanted);
+        }
+        for spec in specs.iter().rev() {
+            if self.lineage.kept.get(&spec.id).is_some_and(|kept| kept.wanted == 0) {
+                self.forget_lineage(spec.id);
+            }
+        }
+        self.keep_lineage_within_bounds();
+    }
+
+    fn insert_lineage(&mut self, spec: &Arc<TaskSpec>, attempts: u32, retries: u32, wanted: u32) {
+        let (id, template) = (spec.id, &spec.template);
         let payload = match &spec.payload {
             Payload::Inline(bytes) => bytes.len() as u64,
             Payload::Stored(_) => 0,
@@ -113,7 +148,6 @@ impl Head {
         let kept = Kept { spec: spec.clone(), attempts, retries, wanted, bytes, leaves, makers };
         self.lineage.kept.insert(id, kept);
         self.lineage.order.push_back(id);
-        self.keep_lineage_within_bounds();
     }
 
     fn keep_lineage_within_bounds(&mut self) {
@@ -201,9 +235,7 @@ impl Head {
                 Some(ix) => self.make_pending_again(ix, maker),
                 None => {
                     self.objects.find_or_insert(id, || ObjectValue::Pending(maker));
-                    if let Some(kept) = id.task().and_then(|(task, _)| self.lineage.kept.get_mut(&task)) {
-                        kept.wanted += 1;
-                    }
+                    self.want_again(id);
                 }
             }
         }
@@ -218,6 +250,13 @@ impl Head {
         }
         entered.into_iter().for_each(|task_ix| self.place(task_ix));
         Ok(())
+    }
+
+    /// A result of a task that is kept is in the table again.
+    pub(crate) fn want_again(&mut self, id: ObjectId) {
+        if let Some(kept) = id.task().and_then(|(task, _)| self.lineage.kept.get_mut(&task)) {
+            kept.wanted += 1;
+        }
     }
 
     /// Objects that are to come again, and the tasks to run for that; nothing is changed.

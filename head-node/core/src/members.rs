@@ -120,6 +120,7 @@ impl Head {
         for client in node.clients {
             self.client_gone(client, &reason);
         }
+        self.find_other_homes(ix);
         let mut attempts: Vec<_> = node.attempts.into_iter().collect();
         // Actors first: their calls are tried again only if they are.
         attempts.sort_unstable_by_key(|task_ix| (!self.is_living(*task_ix), *task_ix));

@@ -161,7 +161,15 @@ impl Head {
         for actor in std::mem::take(&mut self.config.actors) {
             self.restore_actor(actor);
         }
-        later.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
+        let mut made: Vec<Arc<TaskSpec>> = Vec::new();
+        for (node, incarnation, message) in later {
+            match message {
+                NodeToHead::Made(spec) => made.push(spec),
+                message => self.learn(node, incarnation, message),
+            }
+        }
+        made.sort_by_key(|spec| spec.id);
+        self.restore_lineage(&made);
         self.recovery = None;
         self.lose_unknown();
         self.end_unknown_jobs();
@@ -452,7 +460,9 @@ impl Head {
                     let failure = match spec.template.strategy.group() {
                         Some(place) => {
                             let group = place.group;
-                            let message = format!("task {name} ({id}) was ended: placement group ({group}) was removed");
+                            let message = format!(
+                                "task {name} ({id}) was ended: placement group ({group}) was removed"
+                            );
                             failure(FailureKind::GroupRemoved, message, Some(id))
                         }
                         None => {

@@ -15,6 +15,9 @@ pub(crate) enum NotThere {
     IsMadeAgain,
 }
 
+/// Bytes of small values that are given other homes when a node is lost.
+const MOVED_AT_ONCE: usize = 64 << 20;
+
 impl Head {
     pub(crate) fn escaped(
         &mut self,
@@ -259,6 +262,44 @@ impl Head {
             object.more_mut().copies.push(node);
         }
         self.state_copied(id);
+    }
+
+    pub(crate) fn contents_of(&self, ix: ObjectIx) -> Refs {
+        let object = self.objects.get(ix);
+        object.and_then(|object| object.more()).map(|more| more.contains.clone()).unwrap_or_default()
+    }
+
+    /// A home is lost. What only this head knows of its objects, another node shall know too, for a head that comes after
+    /// this one: small values without another copy, and what is inside values that have one.
+    pub(crate) fn find_other_homes(&mut self, lost: NodeIx) {
+        let (mut moves, mut bytes) = (Vec::new(), 0);
+        for (ix, object) in self.objects.iter() {
+            let ObjectValue::Available { inline, home: Some(home), .. } = &object.value else { continue };
+            if *home != lost {
+                continue;
+            }
+            let has_refs = object.more().is_some_and(|more| !more.contains.is_empty());
+            match (object.copies().find(|copy| self.nodes.is_alive(*copy)), inline) {
+                (Some(copy), _) if has_refs => moves.push((ix, copy)),
+                (None, Some(value)) if bytes < MOVED_AT_ONCE => {
+                    let maker = self.clients.get(&object.id.client).map(|client| client.node);
+                    let target = maker.filter(|node| self.nodes.is_alive(*node));
+                    if let Some(target) = target.or_else(|| self.nodes.alive().first().copied()) {
+                        bytes += value.len();
+                        moves.push((ix, target));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (ix, target) in moves {
+            let (Some(id), Some(located)) = (self.objects.get(ix).map(|object| object.id), self.located(ix))
+            else {
+                continue;
+            };
+            let contains = self.contents_of(ix);
+            self.send(target, HeadToNode::Copy { object: id, located, contains });
+        }
     }
 
     pub(crate) fn copy_removed(&mut self, node: NodeIx, id: ObjectId) {

@@ -167,6 +167,7 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             lived: *lived,
         }),
         NodeToHead::SnapshotEnd => Kind::SnapshotEnd(v1::SnapshotEnd {}),
+        NodeToHead::Made(spec) => Kind::Made(spec_to_wire(spec, templates)),
         NodeToHead::Told { task, items } => {
             Kind::Told(v1::Told { task: Some((*task).into()), items: *items })
         }
@@ -264,6 +265,7 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
             lived: wire.lived,
         },
         Kind::SnapshotEnd(_) => NodeToHead::SnapshotEnd,
+        Kind::Made(wire) => NodeToHead::Made(Arc::new(spec(reading, wire)?)),
         Kind::Told(wire) => {
             NodeToHead::Told { task: wire.task.required("Told.task")?.try_into()?, items: wire.items }
         }
@@ -415,10 +417,13 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
         }),
         HeadToNode::Located { object, located } => Kind::Located(object_located_to_wire(*object, located)),
         HeadToNode::Free(objects) => Kind::Free(v1::Objects { objects: objects_to_wire(objects) }),
-        HeadToNode::Copy { object, located } => Kind::Copy(object_located_to_wire(*object, located)),
         HeadToNode::DeleteDurable { writer, objects } => {
             Kind::DeleteDurable(v1::DeleteDurable { writer: writer.0, objects: objects_to_wire(objects) })
         }
+        HeadToNode::Copy { object, located, contains } => Kind::Copy(v1::CopyHere {
+            what: Some(object_located_to_wire(*object, located)),
+            contains: objects_to_wire(contains),
+        }),
         HeadToNode::Drained => Kind::Drained(v1::Drained {}),
         HeadToNode::Heads(heads) => Kind::Heads(heads.into()),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
@@ -516,8 +521,8 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
         }
         Kind::Free(wire) => HeadToNode::Free(objects("Objects.objects", &wire.objects)?),
         Kind::Copy(wire) => {
-            let (object, located) = object_located(reading, wire)?;
-            HeadToNode::Copy { object, located }
+            let (object, located) = object_located(reading, wire.what.required("Copy.what")?)?;
+            HeadToNode::Copy { object, located, contains: objects("Copy.contains", &wire.contains)? }
         }
         Kind::DeleteDurable(wire) => HeadToNode::DeleteDurable {
             writer: NodeId(wire.writer),

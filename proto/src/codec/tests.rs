@@ -495,6 +495,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
                 lived
             }
         ),
+        spec().prop_map(|spec| M::Made(Arc::new(spec))),
         (task(), any::<u32>()).prop_map(|(task, items)| M::Told { task, items }),
         any::<(u64, u64)>().prop_map(|(number, heard)| M::Mark { number, heard }),
         Just(M::SnapshotEnd)
@@ -621,6 +622,11 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
         (object(), located()).prop_map(|(object, located)| M::Located { object, located }),
         list().prop_map(M::Free),
         (node_id(), list()).prop_map(|(writer, objects)| M::DeleteDurable { writer, objects }),
+        (object(), located(), refs()).prop_map(|(object, located, contains)| M::Copy {
+            object,
+            located,
+            contains
+        }),
         client().prop_map(M::ClientGone),
         (client(), vec(log_line(), 0..2)).prop_map(|(client, lines)| M::Log { client, lines }),
         (client(), text()).prop_map(|(client, text)| M::Notice { client, text }),

@@ -264,6 +264,9 @@ pub enum NodeToHead {
         /// How many items it has yielded.
         yielded: u32,
     },
+    /// In a snapshot: this ended well, and somebody may still ask for what it left in the stores; should that be lost, it
+    /// can run again. Its submitter is a client here.
+    Made(Arc<TaskSpec>),
     /// In a snapshot: this actor lives here.
     Lives {
         /// What made it.
@@ -487,6 +490,8 @@ pub enum HeadToNode {
         object: ObjectId,
         /// Where it is.
         located: Located,
+        /// The refs inside it: who has a copy for good knows them, for a head of another term (rule H2).
+        contains: Refs,
     },
     /// Nothing that anybody needs is here any more, or the time for it is over: the daemon ends.
     Drained,

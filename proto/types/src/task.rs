@@ -40,6 +40,16 @@ pub struct TaskTemplate {
     pub durable: bool,
 }
 
+impl TaskTemplate {
+    /// Whether a task that ended well may run once more to make again what it left in the stores, should that be lost.
+    pub fn can_run_again(&self) -> bool {
+        self.kind == TaskKind::Function
+            && self.max_retries != 0
+            && self.stream.is_none()
+            && self.variants.is_empty()
+    }
+}
+
 /// How long a task that raised waits before its next try: a random part of a time that grows with each try. All zero:
 /// not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

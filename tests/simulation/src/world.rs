@@ -1068,8 +1068,9 @@ impl World {
                 }
                 let removed = failure.message.contains("was removed");
                 // What a task made comes again, unless that was a call, a stream, or what it needs is a put that is lost.
+                // A small value goes with its home and a head that die at the same time.
                 let may_be_lost = self.plan.crash_one_in > 0
-                    || self.plan.head_losses > 0
+                    || (self.plan.head_losses > 0 && self.plan.node_losses > 0)
                     || self.plan.cuts > 0
                     || self.plan.actors
                     || self.plan.streams

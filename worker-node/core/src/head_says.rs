@@ -66,7 +66,9 @@ impl Node {
                     self.delete_durable(object, writer, effects);
                 }
             }
-            HeadToNode::Copy { object, located } => self.move_in(object, located, effects),
+            HeadToNode::Copy { object, located, contains } => {
+                self.move_in(object, located, contains, effects)
+            }
             HeadToNode::Drained => effects.push(Effect::End),
             // The daemon's edge looks for heads.
             HeadToNode::Heads(_) => {}

@@ -1,6 +1,6 @@
 //! What the head answers to `Locate`, and what comes of it.
 
-use cluster_types::{FailureKind, Located, Location, NodeToHead, ObjectId, Span};
+use cluster_types::{FailureKind, Located, Location, NodeToHead, ObjectId, Refs, Span};
 
 use crate::event::Effect;
 use crate::node::{Node, failure};
@@ -69,8 +69,15 @@ impl Node {
     }
 
     /// A node that has the object leaves: there is to be a copy here.
-    pub(crate) fn move_in(&mut self, object: ObjectId, located: Located, effects: &mut Vec<Effect>) {
+    pub(crate) fn move_in(
+        &mut self,
+        object: ObjectId,
+        located: Located,
+        contains: Refs,
+        effects: &mut Vec<Effect>,
+    ) {
         let known = self.objects.entry(object).or_default();
+        known.contains = contains;
         if known.has_copy() || matches!(located, Located::Failed(_)) {
             known.cached = false;
             if known.has_copy() {

@@ -12,8 +12,8 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::query::Query;
 use cluster_types::{
-    Attempt, ClientId, Failure, INLINE_MAX, JobInfo, NodeToHead, ObjectId, Outcome, ResultValue, TaskId,
-    TaskResult, TaskSpec,
+    Attempt, ClientId, Failure, INLINE_MAX, JobInfo, Map, NodeToHead, ObjectId, Outcome, Payload,
+    ResultValue, TaskId, TaskResult, TaskSpec,
 };
 
 use crate::attempts::Stage;
@@ -22,11 +22,22 @@ use crate::node::Node;
 use crate::objects::{Fetch, Object};
 use crate::streams::Taken;
 
+/// What specs of ended tasks may take up; the oldest go first.
+const MADE_MAX: usize = 64 << 20;
+/// A spec beside its payload: an estimate.
+const SPEC_BYTES: usize = 256;
+
 /// What is kept for the next head.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
     /// Tasks of attached clients that have not ended.
     unfinished: BTreeMap<TaskId, Unfinished>,
+    /// Their tasks that ended and left something in the stores which may still be asked for.
+    made: BTreeMap<TaskId, Arc<TaskSpec>>,
+    /// How many unfinished and ended tasks take results of each task.
+    takers: Map<TaskId, u32>,
+    /// Of the payloads in `made`.
+    made_bytes: usize,
     /// Why tasks of attached clients failed whose results somebody may still ask for.
     failed: BTreeMap<ObjectId, Failure>,
     /// Questions without an answer.
@@ -68,17 +79,48 @@ impl Remembered {
 
     fn insert(&mut self, spec: &TaskSpec, way: Way) {
         let known = Unfinished { spec: spec.clone(), way, told: 0, taken: Taken::default() };
-        self.unfinished.insert(spec.id, known);
+        if self.unfinished.insert(spec.id, known).is_none() {
+            for maker in makers_of(spec) {
+                *self.takers.entry(maker).or_default() += 1;
+            }
+        }
+    }
+
+    /// The spec takes nothing any more. Gives back the tasks of which nobody takes a result now.
+    fn let_go_of(&mut self, spec: &TaskSpec) -> Vec<TaskId> {
+        let mut untaken = Vec::new();
+        for maker in makers_of(spec) {
+            let Some(takers) = self.takers.get_mut(&maker) else { continue };
+            *takers -= 1;
+            if *takers == 0 {
+                self.takers.remove(&maker);
+                untaken.push(maker);
+            }
+        }
+        untaken
     }
 
     /// Everything of a client that is gone.
     pub(crate) fn forget_client(&mut self, client: ClientId) {
-        let mut later = self.unfinished.split_off(&TaskId { client, seq: 0 });
-        if let Some(next) = client.0.checked_add(1) {
-            self.unfinished.append(&mut later.split_off(&TaskId { client: ClientId(next), seq: 0 }));
+        let first = TaskId { client, seq: 0 };
+        let last = TaskId { client, seq: u64::MAX };
+        let unfinished: Vec<TaskId> = self.unfinished.range(first..=last).map(|(task, _)| *task).collect();
+        for task in unfinished {
+            if let Some(gone) = self.unfinished.remove(&task) {
+                self.let_go_of(&gone.spec);
+            }
         }
+        let made: Vec<TaskId> = self.made.range(first..=last).map(|(task, _)| *task).collect();
+        made.into_iter().for_each(|task| drop(self.forget_made(task)));
         self.failed.retain(|object, _| object.client != client);
         self.questions.retain(|(asking, _), _| *asking != client);
+    }
+
+    /// Gives back the tasks of which nobody takes a result any more.
+    fn forget_made(&mut self, task: TaskId) -> Vec<TaskId> {
+        let Some(spec) = self.made.remove(&task) else { return Vec::new() };
+        self.made_bytes -= bytes_of(&spec);
+        self.let_go_of(&spec)
     }
 
     /// What was said before a mark that is settled need not be said again.
@@ -97,6 +139,19 @@ impl Remembered {
         self.marks += 1;
         NodeToHead::Mark { number: self.marks, heard: self.heard }
     }
+}
+
+/// Whose results it takes.
+fn makers_of(spec: &TaskSpec) -> impl Iterator<Item = TaskId> + '_ {
+    spec.held().filter_map(|held| held.task().map(|(task, _)| task))
+}
+
+fn bytes_of(spec: &TaskSpec) -> usize {
+    let payload = match &spec.payload {
+        Payload::Inline(bytes) => bytes.len(),
+        Payload::Stored(_) => 0,
+    };
+    SPEC_BYTES + payload
 }
 
 impl Node {
@@ -133,7 +188,10 @@ impl Node {
                 for object in objects {
                     known.held.remove(object);
                 }
-                objects.iter().for_each(|object| self.forget_failure(*object));
+                for object in objects {
+                    self.forget_failure(*object);
+                    self.forget_made(object.task().map(|(task, _)| task));
+                }
             }
             NodeToHead::Taken { task, items, closed } => {
                 if let Some(known) = self.remembered.unfinished.get_mut(task) {
@@ -159,8 +217,11 @@ impl Node {
     /// What a client expected has come.
     fn forget_expected(&mut self, object: ObjectId) {
         let Some((task, _)) = object.task() else { return };
-        if self.remembered.unfinished.get(&task).is_some_and(|known| known.way == Way::Expected) {
-            self.remembered.unfinished.remove(&task);
+        if self.remembered.unfinished.get(&task).is_some_and(|known| known.way == Way::Expected)
+            && let Some(ended) = self.remembered.unfinished.remove(&task)
+        {
+            let untaken = self.remembered.let_go_of(&ended.spec);
+            self.forget_made(untaken);
         }
     }
 
@@ -169,6 +230,9 @@ impl Node {
         let ended = self.remembered.unfinished.remove(&task);
         for needed in ended.iter().flat_map(|ended| ended.spec.held()) {
             self.forget_failure(needed);
+        }
+        if let Some(ended) = &ended {
+            self.keep_what_made(&ended.spec, outcome);
         }
         let (FinishedOutcome::Failed(failure), Some(submitter)) =
             (outcome, self.clients.get_mut(&task.client))
@@ -184,6 +248,43 @@ impl Node {
         let results = (0..ended.spec.template.num_returns).map(|index| task.result(index));
         for object in results.filter(|result| submitter.held.contains(result)) {
             self.remembered.failed.insert(object, failure.clone());
+        }
+    }
+
+    /// Keeps the spec of a task that ended if it may have to run again.
+    fn keep_what_made(&mut self, spec: &TaskSpec, outcome: &FinishedOutcome) {
+        let in_stores = match outcome {
+            FinishedOutcome::Ok(values) => {
+                values.iter().any(|value| matches!(value, ResultValue::Stored { .. }))
+            }
+            FinishedOutcome::Failed(_) => false,
+        };
+        if !in_stores || !spec.template.can_run_again() {
+            let untaken = self.remembered.let_go_of(spec);
+            return self.forget_made(untaken);
+        }
+        self.remembered.made_bytes += bytes_of(spec);
+        self.remembered.made.insert(spec.id, Arc::new(spec.clone()));
+        self.forget_made([spec.id]);
+        while self.remembered.made_bytes > MADE_MAX {
+            let Some((first, _)) = self.remembered.made.first_key_value() else { return };
+            let first = *first;
+            let untaken = self.remembered.forget_made(first);
+            self.forget_made(untaken);
+        }
+    }
+
+    /// Forgets those of these tasks whose results nobody here holds or takes.
+    fn forget_made(&mut self, tasks: impl IntoIterator<Item = TaskId>) {
+        let mut tasks: Vec<TaskId> = tasks.into_iter().collect();
+        while let Some(task) = tasks.pop() {
+            let Some(spec) = self.remembered.made.get(&task) else { continue };
+            let holder = self.clients.get(&task.client);
+            let mut results = (0..spec.template.num_returns).map(|index| task.result(index));
+            let is_held = holder.is_some_and(|holder| results.any(|result| holder.held.contains(&result)));
+            if !is_held && !self.remembered.takers.contains_key(&task) {
+                tasks.extend(self.remembered.forget_made(task));
+            }
         }
     }
 
@@ -303,6 +404,10 @@ impl Node {
             }
         }
         self.introduce_drops(effects);
+        if resumed {
+            let made = self.remembered.made.values().cloned();
+            effects.extend(made.map(|spec| Effect::ToHead(NodeToHead::Made(spec))));
+        }
         for known in self.remembered.unfinished.values() {
             let (task, Taken { items, closed }) = (known.spec.id, known.taken);
             if known.told > 0 && resumed {

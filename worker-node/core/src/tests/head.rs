@@ -70,7 +70,7 @@ fn attempts_of_the_old_stream_are_over() {
 fn a_copy_for_a_node_that_leaves_is_brought_and_kept() {
     let mut scene = Scene::new();
     let large = put(7);
-    scene.head(HeadToNode::Copy { object: large, located: elsewhere(4096) });
+    scene.head(HeadToNode::Copy { object: large, located: elsewhere(4096), contains: Default::default() });
     assert!(matches!(scene.todo()[..], [Effect::Pull { object, .. }] if object == large));
     scene.event(Event::Stored { object: large, location: at(SegmentId(90), 0, 4096) });
     assert!(scene.told_head().contains(&NodeToHead::CopyAdded(large)));
@@ -80,9 +80,9 @@ fn a_copy_for_a_node_that_leaves_is_brought_and_kept() {
 
     let small = put(8);
     let located = Located::Inline(Bytes::from_static(b"small"));
-    scene.head(HeadToNode::Copy { object: small, located: located.clone() });
+    scene.head(HeadToNode::Copy { object: small, located: located.clone(), contains: Default::default() });
     assert_eq!(scene.told_head(), [NodeToHead::CopyAdded(small)]);
-    scene.head(HeadToNode::Copy { object: small, located });
+    scene.head(HeadToNode::Copy { object: small, located, contains: Default::default() });
     assert_eq!(scene.told_head(), [NodeToHead::CopyAdded(small)], "asked twice, answered twice");
 }
 

@@ -8,6 +8,7 @@ impl World {
             // Only a head of another term asks for these.
             NodeToHead::Kept { .. }
             | NodeToHead::Running { .. }
+            | NodeToHead::Made(_)
             | NodeToHead::Told { .. }
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }
