@@ -180,7 +180,8 @@ impl Node {
     }
 
     fn told_to_leave(&mut self, within: Span, effects: &mut Vec<Effect>) {
-        if !self.connected && !(self.was_connected && self.config.head_may_restart) {
+        let may_return = self.was_connected && self.config.head_may_restart;
+        if !self.connected && !may_return {
             // Nobody could take over what is here.
             effects.push(Effect::End);
             return;

@@ -11,6 +11,7 @@ mod lineage;
 mod liveness;
 mod places;
 mod random;
+mod recovery;
 mod scene;
 mod sequences;
 mod streams;

@@ -104,8 +104,84 @@ fn told_to_leave_it_does_not_wait_for_a_head_that_is_away_or_says_nothing() {
     scene.pass(Span::secs(2));
     assert!(scene.todo().contains(&Effect::End));
 
+    // Another head may come, and take over what is here.
     let mut scene = Scene::new();
     scene.event(Event::HeadLost);
     scene.event(Event::ToldToLeave { within: Span::secs(5) });
+    scene.pass(Span::secs(4));
+    assert!(!scene.todo().contains(&Effect::End));
+    scene.pass(Span::secs(4));
     assert!(scene.todo().contains(&Effect::End));
+
+    let mut scene = Scene::alone();
+    scene.event(Event::ToldToLeave { within: Span::secs(5) });
+    assert!(scene.todo().contains(&Effect::End), "nobody ever knew of it");
+}
+
+fn resumed() -> HeadToNode {
+    HeadToNode::Resumed { term: Default::default(), incarnation: Default::default(), loss_timeout_ms: 5000 }
+}
+
+#[test]
+fn what_runs_goes_on_under_a_head_of_a_new_term_which_is_told_of_it() {
+    let mut scene = Scene::new();
+    let (executor, run) = scene.running(1);
+    scene.event(Event::HeadLost);
+    scene.said.clear();
+    scene.head(resumed());
+    assert_eq!(scene.todo(), [], "nothing is ended");
+    let told = scene.told_head();
+    let runs = told.iter().any(|message| {
+        matches!(message, NodeToHead::Running { spec, attempt, lease: Some(_), .. }
+            if spec.id == task(1) && *attempt == run.attempt)
+    });
+    assert!(runs, "{told:?}");
+    assert!(
+        told.iter()
+            .any(|message| matches!(message, NodeToHead::Kept { object, .. } if *object == function()))
+    );
+    assert!(told.contains(&NodeToHead::SnapshotEnd));
+    scene.returns(executor, run.tag);
+    assert_eq!(scene.done().len(), 1);
+}
+
+#[test]
+fn an_end_that_nobody_confirmed_is_told_the_next_head_and_one_that_is_settled_is_not() {
+    let mut scene = Scene::new();
+    let (executor, run) = scene.running(1);
+    scene.returns(executor, run.tag);
+    scene.event(Event::HeadLost);
+    scene.said.clear();
+    scene.head(resumed());
+    let ended = |scene: &mut Scene| {
+        let told = scene.told_head();
+        told.iter().filter(|message| matches!(message, NodeToHead::Ended { .. })).count()
+    };
+    assert_eq!(ended(&mut scene), 1);
+    // A mark follows it; when that is settled, everybody knows.
+    scene.pass(Span::secs(1));
+    scene.head(HeadToNode::Pulse { number: 9, settled: 1_000 });
+    scene.event(Event::HeadLost);
+    scene.said.clear();
+    scene.head(resumed());
+    assert_eq!(ended(&mut scene), 0);
+}
+
+#[test]
+fn what_clients_hold_and_wish_is_told_the_next_head() {
+    let mut scene = Scene::new();
+    scene.driver_says(ClientToNode::Submit(scene.spec(1, &[])));
+    scene.driver_says(ClientToNode::Submit(scene.spec(2, &[])));
+    scene.driver_says(ClientToNode::Drop(vec![task(1).result(0)]));
+    scene.driver_says(ClientToNode::Kill { actor: task(9).result(0), restart: false });
+    scene.event(Event::HeadLost);
+    scene.said.clear();
+    scene.head(resumed());
+    let told = scene.told_head();
+    let hold = NodeToHead::Hold { client: DRIVER, objects: vec![function(), task(2).result(0)] };
+    let drop = NodeToHead::Drop { client: DRIVER, objects: vec![task(1).result(0)] };
+    let kill = NodeToHead::Kill { client: DRIVER, actor: task(9).result(0), restart: false };
+    for message in [hold, drop, kill] {
+        assert!(told.contains(&message), "{message:?} is not in {told:?}");
+    }
 }
