@@ -14,6 +14,7 @@ const TERM: &[u8] = b"term";
 const NODES: Table = Table("nodes");
 const ACTORS: Table = Table("actors");
 const GROUPS: Table = Table("groups");
+const DURABLES: Table = Table("durables");
 
 /// A node as the roster has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +54,12 @@ pub fn begin_term(store: &mut dyn StateStore) -> Result<HeadConfig, StoreError> 
     });
     let groups = groups.collect::<Result<_, _>>()?;
     let roster = roster.collect::<Result<_, _>>()?;
-    Ok(HeadConfig { term: Term(term), roster, actors, groups, ..HeadConfig::default() })
+    let durables = store.list(DURABLES)?.into_iter().map(|(_, value)| {
+        let durable = Codec::decode_kept_durable(Bytes::from(value));
+        durable.map_err(|error| unreadable("durable object", &error.to_string()))
+    });
+    let durables = durables.collect::<Result<_, _>>()?;
+    Ok(HeadConfig { term: Term(term), roster, actors, groups, durables, ..HeadConfig::default() })
 }
 
 fn unreadable(what: &'static str, reason: &str) -> StoreError {
@@ -92,6 +98,11 @@ pub fn write_of(record: &Record, codec: &mut Codec) -> Write {
             Write::Put { table: GROUPS, key: key_of(kept.spec.id), value: value.to_vec() }
         }
         Record::GroupGone(task) => Write::Delete { table: GROUPS, key: key_of(*task) },
+        Record::DurableKept(kept) => {
+            Codec::encode_kept_durable(kept, &mut value);
+            Write::Put { table: DURABLES, key: kept.object.to_bytes().to_vec(), value: value.to_vec() }
+        }
+        Record::DurableGone(object) => Write::Delete { table: DURABLES, key: object.to_bytes().to_vec() },
     }
 }
 
@@ -169,11 +180,8 @@ mod tests {
             ended: Some(Attempt { term: 1, n: 4 }),
             states: vec![ObjectId::put(ClientId(9), 3)],
         };
-        let group = KeptGroup {
-            spec: spec(2),
-            info: None,
-            places: vec![None, Some((NodeId(5), Lease::default()))],
-        };
+        let group =
+            KeptGroup { spec: spec(2), info: None, places: vec![None, Some((NodeId(5), Lease::default()))] };
         let records = [
             joined(1),
             joined(2),

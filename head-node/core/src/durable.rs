@@ -1,7 +1,9 @@
 //! Which objects have a copy in durable storage: who wrote it, and who deletes it when nobody can reach the object.
 
+use cluster_types::kept::KeptDurable;
 use cluster_types::{HeadToNode, NodeId, ObjectId};
 
+use crate::event::{Effect, Record};
 use crate::head::Head;
 use crate::objects::ObjectValue;
 use crate::slab::{NodeIx, ObjectIx};
@@ -22,8 +24,36 @@ impl Head {
         let more = object.more_mut();
         more.durable_lost = None;
         // What was there before is another attempt's, and counts no more (rule R7).
-        if let Some(old) = more.durable.replace(writer).filter(|old| *old != writer) {
+        let before = more.durable.replace(writer);
+        let contains = more.contains.clone();
+        let size = match object.value {
+            ObjectValue::Available { size, .. } => size,
+            _ => 0,
+        };
+        if before != Some(writer) {
+            let kept = KeptDurable { object: id, writer, size, contains };
+            self.out.push(Effect::Persist(Record::DurableKept(kept)));
+        }
+        if let Some(old) = before.filter(|old| *old != writer) {
             self.to_delete.entry(old).or_default().push(id);
+        }
+    }
+
+    /// A copy of which the head before this one knew. Nobody else may: its nodes may all be gone.
+    pub(crate) fn restore_durable(&mut self, kept: KeptDurable) {
+        let KeptDurable { object: id, writer, size, contains } = kept;
+        let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
+        if matches!(self.objects.get(ix).map(|object| &object.value), Some(ObjectValue::Unknown)) {
+            for inner in &contains {
+                self.add_container(*inner);
+            }
+            self.objects.set_available(ix, size, None, None);
+            if let Some(object) = self.objects.get_mut(ix) {
+                object.more_mut().contains = contains;
+            }
+        }
+        if let Some(object) = self.objects.get_mut(ix) {
+            object.more_mut().durable = Some(writer);
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use cluster_types::kept::{KeptActor, KeptGroup};
+use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, Span, TaskId, Term};
+use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, ObjectId, Span, TaskId, Term};
 
 /// What the head is told at its start; nothing in it changes later.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct HeadConfig {
     pub actors: Vec<KeptActor>,
     /// Its placement groups.
     pub groups: Vec<KeptGroup>,
+    /// Its objects with copies in durable storage.
+    pub durables: Vec<KeptDurable>,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -43,6 +45,7 @@ impl Default for HeadConfig {
             roster: Vec::new(),
             actors: Vec::new(),
             groups: Vec::new(),
+            durables: Vec::new(),
             prefetch_max: 256,
         }
     }
@@ -161,6 +164,10 @@ pub enum Record {
     GroupKept(KeptGroup),
     /// It was removed. What made it.
     GroupGone(TaskId),
+    /// An object has a copy in durable storage.
+    DurableKept(KeptDurable),
+    /// It was freed.
+    DurableGone(ObjectId),
 }
 
 /// A node of the term before. See [`Record::NodeJoined`].

@@ -2,6 +2,7 @@
 
 use cluster_types::{ClientId, FailureKind, HeadToNode, ObjectId};
 
+use crate::event::{Effect, Record};
 use crate::head::{Head, failure};
 use crate::objects::{Object, ObjectValue};
 use crate::slab::{NodeIx, ObjectIx};
@@ -131,6 +132,7 @@ impl Head {
             }
         }
         if let Some(writer) = object.durable() {
+            self.out.push(Effect::Persist(Record::DurableGone(id)));
             self.to_delete.entry(writer).or_default().push(id);
         }
         for node in object.copies() {

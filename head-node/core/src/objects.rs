@@ -197,6 +197,9 @@ impl Objects {
             self.cached.push_back(ix);
         }
         object.value = ObjectValue::Available { size, inline, home };
+        if let (Some(home), Some(more)) = (home, &mut object.more) {
+            more.copies.retain(|copy| *copy != home);
+        }
     }
 
     /// A task will make it, and its submitter holds it. A value it had (its maker was out of touch, and submits again)

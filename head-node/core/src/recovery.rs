@@ -155,6 +155,9 @@ impl Head {
         let questions = said.split_off(questions);
         let later = said.split_off(known_first);
         said.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
+        for durable in std::mem::take(&mut self.config.durables) {
+            self.restore_durable(durable);
+        }
         for group in std::mem::take(&mut self.config.groups) {
             self.restore_group(group);
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use cluster_types::kept::{KeptActor, KeptGroup};
+use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
 use cluster_types::{Attempt, Lease, NodeId, Refs};
 
 use super::common::{job_info, objects, objects_to_wire};
@@ -72,6 +72,31 @@ impl Codec {
             spec: Arc::new(spec(&mut reading, wire.spec.required("KeptGroup.spec")?)?),
             info: wire.info.map(|info| job_info("KeptGroup.info", Some(info))).transpose()?,
             places: wire.places.into_iter().map(place).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Appends an entry of the store.
+    pub fn encode_kept_durable(kept: &KeptDurable, out: &mut BytesMut) {
+        let wire = v1::KeptDurable {
+            object: Some(kept.object.into()),
+            writer: kept.writer.0,
+            size: kept.size,
+            contains: objects_to_wire(&kept.contains),
+        };
+        put(&wire, out);
+    }
+
+    /// Reads an entry of the store.
+    ///
+    /// # Errors
+    /// If the bytes are none.
+    pub fn decode_kept_durable(bytes: Bytes) -> Result<KeptDurable, WireError> {
+        let wire: v1::KeptDurable = read(bytes, "stored durable object")?;
+        Ok(KeptDurable {
+            object: wire.object.required("KeptDurable.object")?.into(),
+            writer: NodeId(wire.writer),
+            size: wire.size,
+            contains: objects("KeptDurable.contains", &wire.contains)?,
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::client_node::JobInfo;
-use crate::{Attempt, Lease, NodeId, ObjectId, TaskResult, TaskSpec};
+use crate::{Attempt, Lease, NodeId, ObjectId, Refs, TaskResult, TaskSpec};
 
 /// An actor whose submitter need not know its spec any more: it is detached, or may be made anew.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,4 +31,17 @@ pub struct KeptGroup {
     pub info: Option<Arc<JobInfo>>,
     /// Where each bundle is, with what it holds there.
     pub places: Vec<Option<(NodeId, Lease)>>,
+}
+
+/// An object with a copy in durable storage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptDurable {
+    /// Which.
+    pub object: ObjectId,
+    /// Who wrote it.
+    pub writer: NodeId,
+    /// In bytes.
+    pub size: u64,
+    /// The refs inside it.
+    pub contains: Refs,
 }

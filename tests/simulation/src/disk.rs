@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use cluster_types::kept::{KeptActor, KeptGroup};
-use cluster_types::{Incarnation, NodeId, TaskId, Term};
+use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
+use cluster_types::{Incarnation, NodeId, ObjectId, TaskId, Term};
 use head_core::{HeadConfig, Member, Record};
 
 /// The head's store, and whether a head runs on it.
@@ -16,6 +16,7 @@ pub(crate) struct HeadDisk {
     roster: BTreeMap<NodeId, Member>,
     actors: BTreeMap<TaskId, KeptActor>,
     groups: BTreeMap<TaskId, KeptGroup>,
+    durables: BTreeMap<ObjectId, KeptDurable>,
 }
 
 impl HeadDisk {
@@ -28,6 +29,7 @@ impl HeadDisk {
             finished_kept: 1_000,
             roster: self.roster.values().copied().collect(),
             actors: self.actors.values().cloned().collect(),
+            durables: self.durables.values().cloned().collect(),
             groups: self.groups.values().cloned().collect(),
             ..HeadConfig::default()
         }
@@ -52,6 +54,12 @@ impl HeadDisk {
             }
             Record::GroupGone(task) => {
                 self.groups.remove(&task);
+            }
+            Record::DurableKept(kept) => {
+                self.durables.insert(kept.object, kept);
+            }
+            Record::DurableGone(object) => {
+                self.durables.remove(&object);
             }
         }
     }

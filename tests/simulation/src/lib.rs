@@ -13,8 +13,8 @@
 mod actors;
 mod client;
 mod direct;
-mod durable;
 mod disk;
+mod durable;
 mod groups;
 mod host;
 mod plan;

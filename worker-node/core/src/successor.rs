@@ -494,6 +494,7 @@ impl Node {
                 inline: known.inline.clone().filter(|bytes| bytes.len() <= INLINE_MAX),
                 contains: known.contains.clone(),
             }));
+            self.report_durable(object, known, effects);
         }
     }
 

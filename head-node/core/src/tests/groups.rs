@@ -18,6 +18,7 @@ const CLOSED: HeadConfig = HeadConfig {
     roster: Vec::new(),
     actors: Vec::new(),
     groups: Vec::new(),
+    durables: Vec::new(),
     term: cluster_types::Term(1),
     loss_timeout: Span::secs(5),
     closed: true,

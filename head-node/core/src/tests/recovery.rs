@@ -209,7 +209,12 @@ fn what_was_lost_with_a_node_is_made_again_from_what_its_submitter_remembers() {
     scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
     end(&mut scene, 1);
     // Node 2, which had it, never comes.
-    scene.pass(Span::secs(6));
+    let store = cluster_types::query::StoreUsage { capacity: 1 << 30, ..Default::default() };
+    for _ in 0..60 {
+        scene.now = scene.now + Span::millis(100);
+        scene.tell(1, NodeToHead::Heartbeat { store, executors: 0 });
+        scene.event(Event::Tick);
+    }
     assert_eq!(scene.assigned(), []);
     scene.tell(1, NodeToHead::Locate(result));
     let assigned = scene.assigned_one();
