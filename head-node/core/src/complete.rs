@@ -58,7 +58,13 @@ impl Head {
         if !inherited {
             self.nodes.mark_dirty(node);
         }
-        let Some(ix) = current else { return };
+        let Some(ix) = current else {
+            // What it made nobody will free.
+            if let Outcome::Ok(results) = outcome {
+                (0..results.len() as u32).for_each(|index| self.spare_value(node, id.result(index)));
+            }
+            return;
+        };
         let Some(spec) = self.tasks.get(ix).map(|task| task.spec.clone()) else { return };
         let called = spec.called_actor();
         let makes_actor = matches!(spec.template.kind, TaskKind::Actor(_));
@@ -476,7 +482,7 @@ impl Head {
                     let Some(object) = self.pending_result(ix, spec.id, index as u32) else {
                         // Nobody can reach it any more, and it goes as it comes; or it was not lost when others of its
                         // task were.
-                        self.spare_item(home, id);
+                        self.spare_value(home, id);
                         if is_durable {
                             self.spare_durable(home, id);
                         }

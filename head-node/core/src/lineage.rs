@@ -295,6 +295,14 @@ impl Head {
                     template.name
                 ));
             }
+            if let Some(place) = template.strategy.group()
+                && self.groups.get(place.group).is_none()
+            {
+                return Err(format!(
+                    "placement group ({}), in which task {} ({task}) made {id}, was removed",
+                    place.group, template.name
+                ));
+            }
             tasks.push(task);
             for needed in kept.spec.needed() {
                 match self.objects.by_id(needed).map(|object| &object.value) {

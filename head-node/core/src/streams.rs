@@ -42,14 +42,14 @@ impl Head {
         // TASK-2: of a stale attempt nothing is new.
         let current = self.tasks.current(task, attempt, node);
         let Some((ix, stream)) = current.zip(self.streams.get_mut(&task)) else {
-            return self.spare_item(node, id);
+            return self.spare_value(node, id);
         };
         if index != stream.known || stream.closed {
             // A hole can only be a lie.
             if index < stream.known {
                 self.yielded_again(node, ix, id, item);
             } else {
-                self.spare_item(node, id);
+                self.spare_value(node, id);
             }
             return;
         }
@@ -77,9 +77,9 @@ impl Head {
 
     /// An item that is known already: it counts only where the first one was lost and somebody still has a handle.
     fn yielded_again(&mut self, node: NodeIx, task_ix: TaskIx, id: ObjectId, item: TaskResult) {
-        let Some(object_ix) = self.objects.find(id) else { return self.spare_item(node, id) };
+        let Some(object_ix) = self.objects.find(id) else { return self.spare_value(node, id) };
         if self.objects.get(object_ix).is_some_and(|object| self.is_somewhere(object)) {
-            return self.spare_item(node, id);
+            return self.spare_value(node, id);
         }
         self.make_pending_again(object_ix, task_ix);
         self.set_item(object_ix, item, node);
@@ -93,7 +93,7 @@ impl Head {
 
     /// A value too many. It is no copy of the first: who knows whether a generator yields the same twice (rule R7). A
     /// node that has the first has kept that.
-    pub(crate) fn spare_item(&mut self, node: NodeIx, id: ObjectId) {
+    pub(crate) fn spare_value(&mut self, node: NodeIx, id: ObjectId) {
         if !self.objects.by_id(id).is_some_and(|object| object.copies().any(|copy| copy == node)) {
             self.to_free.entry(node).or_default().push(id);
         }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
+use cluster_types::task::{InGroup, Strategy};
 use cluster_types::{
-    Attempt, ClientKind, FailureKind, HeadToNode, Incarnation, JobInfo, Lease, NodeHello, NodeToHead,
-    ObjectId, Outcome, PROTOCOL_VERSION, Resources, ResultValue, Span, TaskId, TaskSpec, Term,
+    Attempt, ClientKind, FailureKind, HeadToNode, Incarnation, JobInfo, Lease, Located, NodeHello,
+    NodeToHead, ObjectId, Outcome, PROTOCOL_VERSION, Resources, ResultValue, Span, TaskId, TaskSpec,
+    TaskTemplate, Term,
 };
 
 use super::scene::*;
@@ -192,7 +194,7 @@ fn what_is_held_and_on_no_node_is_lost_and_what_nobody_holds_is_freed() {
     let heard = scene.heard(1);
     assert!(heard.contains(&HeadToNode::Free(vec![spare])), "REF-2: {heard:?}");
     let lost = heard.iter().any(|message| {
-        matches!(message, HeadToNode::Located { object, located: cluster_types::Located::Failed(failure) }
+        matches!(message, HeadToNode::Located { object, located: Located::Failed(failure) }
             if *object == gone && failure.kind == FailureKind::ObjectLost)
     });
     assert!(lost, "{heard:?}");
@@ -221,6 +223,43 @@ fn what_was_lost_with_a_node_is_made_again_from_what_its_submitter_remembers() {
     assert_eq!(assigned.task, spec.id);
     scene.done(&assigned, stored(10));
     assert_eq!(scene.finished(1, spec.id), None, "TASK-1: its submitter heard of its end long ago");
+}
+
+#[test]
+fn what_was_made_in_a_group_that_is_gone_is_not_made_again() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let mut spec = of_one_core(&mut scene);
+    let group = TaskId { client: DRIVER, seq: 1 << 20 }.result(0);
+    let place = InGroup { group, bundle: None, capture: false };
+    spec.template =
+        Arc::new(TaskTemplate { strategy: Strategy::Group(place), ..spec.template.as_ref().clone() });
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec)));
+    end(&mut scene, 1);
+    scene.tell(1, NodeToHead::Locate(result));
+    let told = scene.said.iter().any(|effect| {
+        matches!(effect, Effect::ToNode { message: HeadToNode::Located { object, located: Located::Failed(why) }, .. }
+            if *object == result && why.message.contains("was removed"))
+    });
+    assert!(told, "{:?}", scene.said);
+    assert_eq!(scene.assigned(), []);
+}
+
+#[test]
+fn what_an_attempt_made_that_is_not_wanted_is_freed() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let spec = of_one_core(&mut scene);
+    end(&mut scene, 1);
+    // It ran for a head before that had it made again; nobody speaks of it now.
+    let stale = Assigned { node: node(1), task: spec.id, attempt: OLD, lease: None };
+    scene.done(&stale, stored(10));
+    scene.pass(Span::millis(1));
+    assert_eq!(scene.freed(1), [spec.id.result(0)], "REF-2");
 }
 
 #[test]
