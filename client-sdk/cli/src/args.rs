@@ -47,6 +47,8 @@ Examples:
   cluster up --state etcd://e1:2379,e2:2379,e3:2379  on several machines, which can stand in for each other
   cluster up --config cluster.toml
 
+Where the head or the worker daemon of this machine has died, the same command starts it again; what the other does goes on.
+
 Every setting can come from its flag, its environment variable or the file, in this order. The file has the flags'
 names with underscores:
   num_cpus = 4
