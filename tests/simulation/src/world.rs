@@ -439,7 +439,9 @@ impl World {
             }
         }
         // What a machine wrote and could not tell before it was lost stays, and what a head that was lost had just told to go.
-        let nobody_left = self.plan.node_losses + self.plan.head_losses == 0 && self.plan.drains == 0 && !self.storage.unsure;
+        let nobody_left = self.plan.node_losses + self.plan.head_losses == 0
+            && self.plan.drains == 0
+            && !self.storage.unsure;
         if nobody_left && !self.storage.copies.is_empty() {
             return Err(format!("REF-2: in durable storage there still are {:?}", self.storage.copies));
         }
