@@ -138,8 +138,53 @@ def test_a_standby_leads_within_five_seconds(net: Network, name: str) -> None:
     # The old leader learns that it does not lead, and says so.
     wait_until(lambda: c.cluster_json("status")["nodes"] == 3, 30, "the node that was cut off is back")
     wait_until(lambda: cluster.leader(a) == b.head_address, 10, "the old leader names the new one")
-    assert b.cluster_json("status")["standbys"] == [a.head_address]
+    wait_until(lambda: b.cluster_json("status")["standbys"] == [a.head_address], 10, "it stands by")
     assert run_on(c, a.head_address) == 3
+
+
+WORK = """
+import pathlib, sys, time
+import numpy as np
+import concurrent_ml as cml
+cml.init()
+ran = pathlib.Path(sys.argv[1])
+
+@cml.remote
+def slow(n):
+    with open(ran, "a") as file:
+        file.write(f"{n}\\n")
+    time.sleep(1)
+    return np.full(50_000, n)
+
+@cml.remote
+def total(*arrays):
+    return sum(int(array[0]) for array in arrays)
+
+refs = [slow.remote(n) for n in range(18)]
+whole = total.remote(*refs)
+cml.wait(refs[:1], num_returns=1)
+print("runs", flush=True)
+print(cml.get(whole), flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_work_goes_on_with_the_next_leader(net: Network, name: str) -> None:
+    fault = FAULTS[name]
+    cluster = Cluster(net, fault.etcd_apart)
+    ran = cluster.c.directory / "ran"
+    driver = cluster.c.popen_python(WORK, arguments=[str(ran)])
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "runs\n"
+    lead_elsewhere(cluster, fault.begin)
+    out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (0, f"{sum(range(18))}\n"), err
+    starts = sorted(int(n) for n in ran.read_text().split())
+    if fault.whole_machine:
+        # What ran on the machine that is gone ran again.
+        assert set(starts) == set(range(18))
+    else:
+        assert starts == list(range(18))
 
 
 def test_a_leader_that_is_told_to_end_hands_over_at_once(cluster: Cluster) -> None:

@@ -107,10 +107,15 @@ pub fn other_answer() -> CliError {
 /// The answer, and who gave it.
 pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliError> {
     let config = AskConfig::new(args)?;
+    let here = config.dir.heads();
     let addresses = match &config.address {
-        Some(address) => address.clone(),
+        // A head of the cluster that this machine is part of: the others will do as well.
+        Some(given) if given.split(',').any(|head| here.iter().any(|known| known == head)) => {
+            format!("{given},{}", here.join(","))
+        }
+        Some(given) => given.clone(),
         None => match config.dir.read_cluster_file() {
-            Some(file) => [vec![file.address], config.dir.other_heads()].concat().join(","),
+            Some(_) => here.join(","),
             None => {
                 return Err(CliError::Unreachable(format!(
                     "no cluster was started in {}: `cluster up` starts one; --address or CLUSTER_ADDRESS names one \

@@ -47,7 +47,7 @@ pub fn end_daemons(dir: &RunDir) -> Result<Vec<(&'static str, u32)>, CliError> {
         }
         let _ = std::fs::remove_file(dir.pid_file(name));
     }
-    for path in [dir.cluster_file(), dir.socket()] {
+    for path in [dir.cluster_file(), dir.socket(), dir.heads_file()] {
         let _ = std::fs::remove_file(path);
     }
     Ok(ended)

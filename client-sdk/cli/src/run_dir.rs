@@ -55,6 +55,10 @@ impl RunDir {
     pub fn cluster_file(&self) -> PathBuf {
         self.0.join("cluster.json")
     }
+    /// Written by the worker daemon.
+    pub fn heads_file(&self) -> PathBuf {
+        self.0.join(worker_node::HEADS_NAME)
+    }
     pub fn pid_file(&self, daemon: &str) -> PathBuf {
         self.0.join(format!("{daemon}.pid"))
     }
@@ -112,10 +116,12 @@ impl RunDir {
         write().map_err(CliError::io(format!("write {}", path.display())))
     }
 
-    /// Heads elsewhere that the daemon here has heard of.
-    pub fn other_heads(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.0.join(worker_node::HEADS_NAME)).unwrap_or_default();
-        text.trim().split(',').filter(|head| !head.is_empty()).map(str::to_owned).collect()
+    /// The heads of this machine's cluster: the one it was started with, and those its daemon has heard of.
+    pub fn heads(&self) -> Vec<String> {
+        let Some(file) = self.read_cluster_file() else { return Vec::new() };
+        let heard = std::fs::read_to_string(self.heads_file()).unwrap_or_default();
+        let all = file.address.split(',').chain(heard.trim().split(','));
+        all.filter(|head| !head.is_empty()).map(str::to_owned).collect()
     }
 
     pub fn read_cluster_file(&self) -> Option<ClusterFile> {
@@ -166,6 +172,27 @@ mod tests {
         assert_eq!((mode(dir.path()), mode(&dir.token())), (0o700, 0o600));
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(dir.create().unwrap_err().to_string().contains("chmod 700"));
+    }
+
+    #[test]
+    fn the_heads_here_are_those_that_were_named_and_those_that_were_heard_of() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(parent.path().join("run"));
+        dir.create().unwrap();
+        std::fs::write(dir.heads_file(), "a:1,b:1\n").unwrap();
+        assert!(dir.heads().is_empty(), "left by a cluster that is down");
+        let file = ClusterFile {
+            address: "b:1,c:1".into(),
+            token_file: dir.token(),
+            node_socket: dir.socket(),
+            node_id: String::new(),
+            head_pid: None,
+            worker_pid: 1,
+            data_port: 1,
+            gateway_port: 1,
+        };
+        std::fs::write(dir.cluster_file(), serde_json::to_string(&file).unwrap()).unwrap();
+        assert_eq!(dir.heads(), ["b:1", "c:1", "a:1", "b:1"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -160,6 +161,16 @@ def _here(directory: Path) -> dict[str, Any]:
     return here if isinstance(here, dict) else {}
 
 
+def _heads(directory: Path, here: dict[str, Any]) -> set[str]:
+    """The heads of this machine's cluster: those it was started with, and those its daemon has heard of."""
+    known = [here.get("address") or ""]
+    if not known[0]:
+        return set()
+    with contextlib.suppress(OSError):
+        known.append((directory / "heads").read_text())
+    return {head.strip() for heads in known for head in heads.split(",") if head.strip()}
+
+
 def _connect(address: str, info: dict[str, Any]) -> _native.Client:
     if address.startswith("unix:"):
         return _connect_here(Path(address.removeprefix("unix:")), info)
@@ -176,7 +187,7 @@ def _connect(address: str, info: dict[str, Any]) -> _native.Client:
     token, without = _token(directory)
     try:
         # A daemon of that cluster on this machine shares its memory.
-        if here.get("address") in address.split(",") and os.path.exists(here.get("node_socket") or ""):
+        if _heads(directory, here).intersection(address.split(",")) and os.path.exists(here.get("node_socket") or ""):
             return _native.Client.driver(token, info, socket=here["node_socket"])
         return _native.Client.driver(token, info, address=address)
     except ConnectionRefusedByClusterError as error:
