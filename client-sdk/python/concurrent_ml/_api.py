@@ -187,7 +187,9 @@ def _connect(address: str, info: dict[str, Any]) -> _native.Client:
     token, without = _token(directory)
     try:
         # A daemon of that cluster on this machine shares its memory.
-        if _heads(directory, here).intersection(address.split(",")) and os.path.exists(here.get("node_socket") or ""):
+        if _heads(directory, here).intersection(address.split(",")) and os.path.exists(
+            here.get("node_socket") or ""
+        ):
             return _native.Client.driver(token, info, socket=here["node_socket"])
         return _native.Client.driver(token, info, address=address)
     except ConnectionRefusedByClusterError as error:
