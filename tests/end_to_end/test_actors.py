@@ -403,7 +403,7 @@ def test_a_call_that_may_have_run_is_not_repeated_unless_asked(cml: Any, tmp_pat
             return "second time"
 
     once = Once.remote()
-    with pytest.raises(cml.exceptions.ActorDiedError, match="exit code 1"):
+    with pytest.raises(cml.exceptions.ActorUnavailableError, match="exit code 1"):
         cml.get(once.crash_first.remote("a"), timeout=30)
     again = Once.options(max_task_retries=1).remote()
     assert cml.get(again.crash_first.remote("b"), timeout=30) == "second time"

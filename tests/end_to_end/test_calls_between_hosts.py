@@ -271,7 +271,7 @@ words = set()
 for ref in refs:
     try:
         cml.get(ref, timeout=60)
-    except cml.exceptions.ActorDiedError as error:
+    except cml.exceptions.ActorUnavailableError as error:
         told = "no word came through" in str(error) and "may have run" in str(error)
         words.add(told or str(error))
 count = cml.get(counter.add.remote(), timeout=60)

@@ -14,6 +14,7 @@
 //! - Rule A4: callers send within a window. Beyond it calls wait here, not in the head.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use cluster_types::client_node::{FinishedOutcome, PutValue};
 use cluster_types::{
@@ -169,13 +170,13 @@ impl ClientCore {
                 }
             } else {
                 route.by_head += 1;
-                self.hand_to_head(spec, None);
+                self.hand_to_head(spec, false, None);
             }
         }
     }
 
-    /// The head has it from here on; of one that went its own way before, whether it may have run.
-    fn hand_to_head(&mut self, spec: TaskSpec, may_have_run: Option<bool>) {
+    /// The head has it from here on; of one that `went` its own way before and may have run: why no answer came.
+    fn hand_to_head(&mut self, spec: TaskSpec, went: bool, may_have_run: Option<Arc<str>>) {
         let (id, returns) = (spec.id, spec.template.num_returns);
         let mut expected = false;
         if let Some(task) = self.unfinished.get_mut(&id) {
@@ -184,11 +185,10 @@ impl ClientCore {
         }
         self.share_all(spec.held());
         let arguments: Vec<ObjectId> = spec.held().skip(1).collect();
-        self.out.push(match may_have_run {
-            None if !expected => ClientToNode::Submit(spec),
-            may_have_run => {
-                ClientToNode::SubmitAgain { spec, may_have_run: may_have_run.unwrap_or_default() }
-            }
+        self.out.push(if went || expected {
+            ClientToNode::SubmitAgain { spec, may_have_run }
+        } else {
+            ClientToNode::Submit(spec)
         });
         if self.is_closed(id) {
             // Its reader left while it waited here.
@@ -317,49 +317,17 @@ impl ClientCore {
         let Some(route) = self.routes.get_mut(&actor) else { return };
         route.way = Way::Unknown { ask_after: 1 };
         let uncertain = if route.in_order && !lost { MAY_HAVE_RUN } else { usize::MAX };
-        let mut again = Vec::new();
-        // Those that fail stay listed until they have: what names their results is told of them.
-        for (nth, (seq, spec)) in std::mem::take(&mut route.direct).into_iter().enumerate() {
-            let may_have_run = nth < uncertain;
-            if may_have_run && spec.template.max_retries == 0 {
-                route.direct.insert(seq, spec);
-            } else {
-                again.push((spec, may_have_run));
-            }
-        }
-        let failed: Vec<TaskSpec> = route.direct.values().cloned().collect();
+        // Those that may not be tried again fail there: the head knows whether the actor will be back. ORDER-1: later
+        // calls go behind them, which way they go.
+        let why: Arc<str> = why.into();
+        let again = std::mem::take(&mut route.direct);
         route.by_head += again.len();
-        again.into_iter().for_each(|(spec, may_have_run)| self.hand_to_head(spec, Some(may_have_run)));
-        // ORDER-1: these make room for later calls, which must not overtake those that are tried again.
-        for spec in failed {
-            let unknown = if lost { "; it may have run: max_task_retries=1 tries it again" } else { "" };
-            let message = format!("task {} ({}) failed: {why}{unknown}", spec.template.name, spec.id);
-            let failure = Failure {
-                kind: FailureKind::ActorDied,
-                message: message.into(),
-                payload: bytes::Bytes::new(),
-                task: actor.task().map(|(maker, _)| maker),
-            };
-            let told = self.unfinished.get(&spec.id).is_some_and(|task| task.expected);
-            let outcome = FinishedOutcome::Failed(failure);
-            self.on_answer(NodeToClient::Finished { task: spec.id, outcome });
-            if lost && !told {
-                self.disown(spec.id.result(0));
-            }
+        for (nth, spec) in again.into_values().enumerate() {
+            self.hand_to_head(spec, true, (nth < uncertain).then(|| why.clone()));
         }
         self.send_held(actor);
         if !self.objects.contains_key(&actor) {
             self.forget_route(actor);
-        }
-    }
-
-    /// The result of a call that failed here. The head may have been told of a value all the same, with this client as
-    /// its holder: it hears that there is none for this client, and when nobody here has a handle any more.
-    fn disown(&mut self, object: ObjectId) {
-        match self.objects.get_mut(&object) {
-            Some(entry) if !entry.escaped => self.tell_of_result(object),
-            Some(_) => {}
-            None => self.out.drop(object),
         }
     }
 
@@ -434,7 +402,7 @@ impl ClientCore {
                 if let Some(route) = self.routes.get_mut(&actor) {
                     route.by_head += 1;
                 }
-                self.hand_to_head(spec, None);
+                self.hand_to_head(spec, false, None);
             }
         }
     }

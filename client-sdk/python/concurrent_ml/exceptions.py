@@ -90,6 +90,12 @@ class ActorDiedError(ActorError):
     """
 
 
+class ActorUnavailableError(ActorError):
+    """The actor that was called died or was cut off, and is being made anew. The call may have run, and its
+    `max_task_retries` do not allow to try it again. Later calls wait until the actor is back.
+    """
+
+
 class WorkerCrashedError(ClusterError):
     """The process that ran the task ended: its exit code or signal, and the last it wrote to stderr."""
 
@@ -296,6 +302,7 @@ _KINDS: dict[str, type[ClusterError]] = {
     "NodeLost": NodeLostError,
     "Cancelled": TaskCancelledError,
     "ActorDied": ActorDiedError,
+    "ActorUnavailable": ActorUnavailableError,
     "Unschedulable": TaskUnschedulableError,
     "GroupRemoved": PlacementGroupRemovedError,
     "ObjectLost": ObjectLostError,
@@ -311,6 +318,10 @@ def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> 
     """The exception that stands for a failure (called by the native module)."""
     if kind == "ActorDied":
         return _actor_died(message, payload, task)
+    if kind == "ActorUnavailable":
+        unavailable = ActorUnavailableError(message)
+        unavailable.actor_id = f"{task}.0" if task is not None else None
+        return unavailable
     if kind != "Exception" or not payload:
         return _KINDS.get(kind, ClusterError)(message)
     return _told(payload)

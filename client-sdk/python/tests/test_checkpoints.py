@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import concurrent_ml as cml
-from concurrent_ml.exceptions import ActorDiedError
+from concurrent_ml.exceptions import ActorError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -73,7 +73,7 @@ def again(actor: Any) -> tuple[int, list[str]]:
     def is_back() -> bool:
         try:
             found.append(cml.get(actor.look.remote(), timeout=20))
-        except ActorDiedError:
+        except ActorError:
             return False
         return len(found[-1][1]) > 1 or "restore" in str(found[-1][1])
 
@@ -279,7 +279,7 @@ def test_a_restore_that_raises_is_as_an_init_that_raises(cluster: Any) -> None:
     def fails() -> str:
         try:
             cml.get(actor.look.remote(), timeout=20)
-        except ActorDiedError as error:
+        except ActorError as error:
             return str(error)
         return ""
 

@@ -37,6 +37,8 @@ pub(crate) struct Actor {
     pub ending: Option<(String, bool)>,
     /// Why it is dead.
     pub death: Option<Failure>,
+    /// How it ended the last time before it was made anew, for people.
+    pub last_end: Option<Arc<str>>,
     pub calls: Calls,
     /// What it keeps over its restarts.
     pub kept: Kept,
@@ -117,6 +119,7 @@ impl Head {
             ended: None,
             ending: None,
             death: None,
+            last_end: None,
             calls: Calls::new(traits.in_order()),
             kept: Kept::default(),
             stored: false,
@@ -245,6 +248,7 @@ impl Head {
         };
         if restarts {
             if let Some(actor) = self.actors.get_mut(handle) {
+                actor.last_end = Some(failure.message);
                 actor.calls.restarts();
             }
             self.store_actor(handle);
@@ -377,6 +381,25 @@ impl Head {
             format!("{title} died: {reason}"),
             handle.task().map(|(task, _)| task),
         )
+    }
+
+    /// What became of a call that may have run at its actor's last place, and may not be tried again. `why`: what its
+    /// caller knows of the reason.
+    pub(crate) fn lost_call(&self, spec: &TaskSpec, handle: ObjectId, why: Option<&str>) -> Failure {
+        let (kind, why) = match self.actors.get(handle).map(|actor| (actor, &actor.death)) {
+            Some((actor, None)) => {
+                let known = why.or(actor.last_end.as_deref());
+                let known = known.map_or_else(|| format!("{} was cut off", actor.title()), str::to_owned);
+                let lives = actor.task.is_some_and(|task| self.is_living(task));
+                let anew = if lives { "" } else { ". It is being made anew" };
+                let may = "The call may have run: max_task_retries=1 tries it again";
+                (FailureKind::ActorUnavailable, format!("{known}{anew}. {may}"))
+            }
+            Some((_, Some(death))) => (FailureKind::ActorDied, death.message.to_string()),
+            None => (FailureKind::ActorDied, format!("actor {handle} is gone")),
+        };
+        let message = format!("task {} ({}) failed: {why}", spec.template.name, spec.id);
+        failure(kind, message, handle.task().map(|(maker, _)| maker))
     }
 
     pub(crate) fn end_living(&mut self, ix: TaskIx, reason: &str, force: bool) {

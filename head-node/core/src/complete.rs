@@ -89,6 +89,15 @@ impl Head {
             self.try_again(ix, retry);
         } else {
             let name = self.nodes.name(node);
+            let outcome = match (called, outcome) {
+                // Its node knows how the actor died, and not whether it will be back.
+                (Some(handle), Outcome::Failed(lost))
+                    if lost.kind == FailureKind::ActorDied && retry == Retry::Infrastructure =>
+                {
+                    Outcome::Failed(self.lost_call(&spec, handle, None))
+                }
+                (_, outcome) => outcome,
+            };
             self.finish(ix, outcome, Some(node), Some(name), micros);
         }
         if let Some(actor) = called {

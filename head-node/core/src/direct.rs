@@ -4,6 +4,8 @@
 //! when it has ended. A told one is in the task table in the state [`TaskState::Direct`]: nobody here runs it, and it
 //! ends when its client says what came of it. TASK-1 is the client's to keep: it asked itself.
 
+use std::sync::Arc;
+
 use cluster_types::client_node::{CallReport, FinishedOutcome};
 use cluster_types::node_head::ActorPlace;
 use cluster_types::{
@@ -117,7 +119,7 @@ impl Head {
     }
 
     /// A call that its client sent itself in vain is the head's now.
-    pub(crate) fn submit_again(&mut self, node: NodeIx, spec: TaskSpec, may_have_run: bool) {
+    pub(crate) fn submit_again(&mut self, node: NodeIx, spec: TaskSpec, may_have_run: Option<Arc<str>>) {
         let id = spec.id;
         match self.tasks.find(id) {
             Some(ix) => {
@@ -130,7 +132,7 @@ impl Head {
             None => match self.known_outcome(&spec) {
                 // Its answer overtook it, from a node whose conversation with the caller's broke.
                 Some(outcome) => return self.send(node, HeadToNode::Finished { task: id, outcome }),
-                None => self.enter(node, spec, None),
+                None => self.enter(node, spec, may_have_run.as_ref().map(|_| TaskState::Direct)),
             },
         }
         let Some(ix) = self.tasks.find(id) else { return };
@@ -140,8 +142,16 @@ impl Head {
             let failure = failure(FailureKind::Cancelled, message, Some(id));
             return self.finish(ix, Outcome::Failed(failure), None, None, 0);
         }
+        let lost = self.tasks.get(ix).filter(|task| may_have_run.is_some() && !task.may_retry());
+        if let Some(spec) = lost.map(|task| task.spec.clone())
+            && let Some(handle) = spec.called_actor()
+        {
+            self.detach(ix);
+            let failure = self.lost_call(&spec, handle, may_have_run.as_deref());
+            return self.finish(ix, Outcome::Failed(failure), None, None, 0);
+        }
         if let Some(task) = self.tasks.get_mut(ix) {
-            task.retries += u32::from(may_have_run);
+            task.retries += u32::from(may_have_run.is_some());
             if matches!(task.state, TaskState::Direct) {
                 self.place(ix);
             }

@@ -134,17 +134,12 @@ impl Head {
                 continue;
             }
             let was_leased = matches!(task.state, TaskState::Leased { .. } | TaskState::HandedOut { .. });
-            let task_actor = task.spec.called_actor();
-            let is_call = task_actor.is_some();
             let may_retry = if asked { task.may_try_again_uncounted() } else { task.may_retry() };
             let cancelled = task.cancelled;
             let id = task.spec.id;
-            let of_actor = match task_actor {
-                Some(handle) => format!("; {}", self.death_of(handle, "its node is lost").message),
-                None => String::new(),
-            };
+            let spec = task.spec.clone();
             let message = format!(
-                "task {} ({id}) ran on node {}, which is lost ({why}), and it was tried {} times already{of_actor}",
+                "task {} ({id}) ran on node {}, which is lost ({why}), and it was tried {} times already",
                 task.spec.template.name,
                 node.hostname,
                 task.retries + 1
@@ -160,9 +155,10 @@ impl Head {
                 }
                 self.enqueue(task_ix, true);
             } else {
-                let kind = if is_call { FailureKind::ActorDied } else { FailureKind::NodeLost };
-                let maker = task_actor.and_then(|handle| handle.task()).map(|(maker, _)| maker);
-                let failure = failure(kind, message, maker.or(Some(id)));
+                let failure = match spec.called_actor() {
+                    Some(handle) => self.lost_call(&spec, handle, None),
+                    None => failure(FailureKind::NodeLost, message, Some(id)),
+                };
                 self.finish(task_ix, Outcome::Failed(failure), None, Some(node.hostname.clone()), 0);
             }
         }

@@ -91,7 +91,8 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
         }),
         ClientToNode::SubmitAgain { spec, may_have_run } => Kind::SubmitAgain(v1::SubmitAgain {
             spec: Some(spec_to_wire(spec, templates)),
-            may_have_run: *may_have_run,
+            may_have_run: may_have_run.is_some(),
+            why: may_have_run.as_deref().unwrap_or_default().to_owned(),
         }),
         ClientToNode::CancelCall { actor, task, reason, recursive } => Kind::CancelCall(v1::CancelCall {
             actor: Some((*actor).into()),
@@ -180,7 +181,7 @@ pub(super) fn from_client(
         },
         Kind::SubmitAgain(wire) => ClientToNode::SubmitAgain {
             spec: spec(reading, wire.spec.required("SubmitAgain.spec")?)?,
-            may_have_run: wire.may_have_run,
+            may_have_run: wire.may_have_run.then(|| wire.why.into()),
         },
         Kind::CancelCall(wire) => ClientToNode::CancelCall {
             actor: wire.actor.required("CancelCall.actor")?.into(),

@@ -252,6 +252,7 @@ pub(super) fn failure_to_wire(failure: &Failure) -> v1::Failure {
         FailureKind::ActorDied => Wire::ActorDied,
         FailureKind::GroupRemoved => Wire::GroupRemoved,
         FailureKind::OutOfMemory => Wire::OutOfMemory,
+        FailureKind::ActorUnavailable => Wire::ActorUnavailable,
     };
     v1::Failure {
         kind: kind.into(),
@@ -277,6 +278,7 @@ pub(super) fn failure(reading: &Reading<'_>, wire: v1::Failure) -> Result<Failur
         Wire::ActorDied => FailureKind::ActorDied,
         Wire::GroupRemoved => FailureKind::GroupRemoved,
         Wire::OutOfMemory => FailureKind::OutOfMemory,
+        Wire::ActorUnavailable => FailureKind::ActorUnavailable,
         Wire::Unspecified => {
             return Err(WireError::invalid("Failure.kind", format!("is {}, which is unknown", wire.kind)));
         }

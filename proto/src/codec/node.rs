@@ -73,7 +73,8 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         }),
         NodeToHead::SubmitAgain { spec, may_have_run } => Kind::SubmitAgain(v1::SubmitAgain {
             spec: Some(spec_to_wire(spec, templates)),
-            may_have_run: *may_have_run,
+            may_have_run: may_have_run.is_some(),
+            why: may_have_run.as_deref().unwrap_or_default().to_owned(),
         }),
         NodeToHead::Called(calls) => Kind::Called(calls_to_wire(calls)),
         NodeToHead::FindActor(actor) => Kind::FindActor((*actor).into()),
@@ -202,7 +203,7 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         },
         Kind::SubmitAgain(wire) => NodeToHead::SubmitAgain {
             spec: spec(reading, wire.spec.required("SubmitAgain.spec")?)?,
-            may_have_run: wire.may_have_run,
+            may_have_run: wire.may_have_run.then(|| wire.why.into()),
         },
         Kind::Called(wire) => NodeToHead::Called(calls(wire)?),
         Kind::FindActor(actor) => NodeToHead::FindActor(actor.into()),

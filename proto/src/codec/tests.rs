@@ -338,7 +338,8 @@ fn client_to_node() -> impl Strategy<Value = ClientToNode> {
         object().prop_map(M::OpenCalls),
         spec().prop_map(M::Expect),
         (object(), failure()).prop_map(|(object, failure)| M::PutFailed { object, failure }),
-        (spec(), any::<bool>()).prop_map(|(spec, may_have_run)| M::SubmitAgain { spec, may_have_run }),
+        (spec(), prop::option::of(text()))
+            .prop_map(|(spec, why)| M::SubmitAgain { spec, may_have_run: why.map(Into::into) }),
         (object(), task(), text(), any::<bool>()).prop_map(|(actor, task, reason, recursive)| {
             M::CancelCall { actor, task, reason, recursive }
         }),
@@ -509,7 +510,8 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
         spec().prop_map(M::Submit),
         spec().prop_map(M::Expect),
         (object(), failure()).prop_map(|(object, failure)| M::PutFailed { object, failure }),
-        (spec(), any::<bool>()).prop_map(|(spec, may_have_run)| M::SubmitAgain { spec, may_have_run }),
+        (spec(), prop::option::of(text()))
+            .prop_map(|(spec, why)| M::SubmitAgain { spec, may_have_run: why.map(Into::into) }),
         calls().prop_map(M::Called),
         object().prop_map(M::FindActor),
         any::<u64>().prop_map(M::Confirm),

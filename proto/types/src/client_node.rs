@@ -167,8 +167,8 @@ pub enum ClientToNode {
     SubmitAgain {
         /// The call.
         spec: TaskSpec,
-        /// It may have run: that was one of its tries.
-        may_have_run: bool,
+        /// It may have run, so that was one of its tries: why no answer came.
+        may_have_run: Option<Arc<str>>,
     },
     /// Stop a call that went straight to its actor.
     CancelCall {

@@ -80,8 +80,8 @@ pub enum NodeToHead {
     SubmitAgain {
         /// The call.
         spec: TaskSpec,
-        /// That was one of its tries.
-        may_have_run: bool,
+        /// That was one of its tries: why no answer came.
+        may_have_run: Option<Arc<str>>,
     },
     /// These calls went from clients of this node straight to an actor of this node, and have ended. For people: the
     /// callers have their answers.

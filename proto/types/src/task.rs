@@ -399,8 +399,8 @@ pub struct Failure {
     pub message: Arc<str>,
     /// For [`FailureKind::Exception`]: the pickled exception with its traceback. At most 64 KiB; empty otherwise.
     pub payload: Bytes,
-    /// The task that failed first; dependants carry their argument's failure on. Of [`FailureKind::ActorDied`], what made
-    /// the actor.
+    /// The task that failed first; dependants carry their argument's failure on. Of [`FailureKind::ActorDied`] and
+    /// [`FailureKind::ActorUnavailable`], what made the actor.
     pub task: Option<TaskId>,
 }
 
@@ -427,6 +427,8 @@ pub enum FailureKind {
     OutOfDisk,
     /// The actor that was called is dead; the message says why.
     ActorDied,
+    /// The actor that was called died or was cut off and will be back; the call may have run, and may not be tried again.
+    ActorUnavailable,
     /// The placement group that it named was removed.
     GroupRemoved,
     /// Its node's memory ran out, or it took more than it had asked for.

@@ -190,7 +190,7 @@ fn a_call_that_may_have_run_is_tried_again_only_if_its_retries_allow() {
     let sent = scene.assigned_one();
     dies(&mut scene, &actor, Retry::Infrastructure);
     scene.ended(&sent, failed(FailureKind::ActorDied), Retry::Infrastructure, None);
-    assert_eq!(scene.failed_with(1, once).kind, FailureKind::ActorDied);
+    assert_eq!(scene.failed_with(1, once).kind, FailureKind::ActorUnavailable);
 }
 
 #[test]
@@ -225,8 +225,9 @@ fn with_its_node_an_actor_dies_or_moves() {
         scene.said.clear();
         scene.disconnect(2);
         let failure = scene.failed_with(1, running);
-        assert_eq!(failure.kind, FailureKind::ActorDied);
-        assert!(failure.message.contains("host2, which is lost"), "{}", failure.message);
+        let kind = if restarts == 0 { FailureKind::ActorDied } else { FailureKind::ActorUnavailable };
+        assert_eq!(failure.kind, kind);
+        assert!(failure.message.contains("node host2 is lost"), "{}", failure.message);
         let after = call(&mut scene, actor, 0, &[]);
         if restarts == 0 {
             let failure = scene.failed_with(1, after);

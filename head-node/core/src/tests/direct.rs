@@ -74,6 +74,7 @@ fn one_that_was_sent_in_vain_goes_to_the_next_incarnation_if_its_tries_allow() {
         dies(&mut scene, &actor, Retry::Infrastructure);
         let making = scene.assigned_one();
         scene.done(&making, inline(b"handle"));
+        let may_have_run = may_have_run.then(|| "lost".into());
         scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run });
         let call = scene.assigned_one();
         assert_eq!((call.task, call.node), (spec.id, making.node));
@@ -85,6 +86,32 @@ fn one_that_was_sent_in_vain_goes_to_the_next_incarnation_if_its_tries_allow() {
 }
 
 #[test]
+fn one_that_may_have_run_and_not_again_fails_with_what_became_of_its_actor() {
+    for (max_restarts, kind, word) in [
+        (1, FailureKind::ActorUnavailable, "anew. The call may have run"),
+        (0, FailureKind::ActorDied, "failed"),
+    ] {
+        let mut scene = Scene::cluster(&[2]);
+        let actor = living(&mut scene, ActorTraits { max_restarts, ..ActorTraits::default() });
+        let by_head = call_spec(&mut scene, actor.task, 0, &[]);
+        scene.tell(1, NodeToHead::Submit(by_head.clone()));
+        let out = scene.assigned_one();
+        dies(&mut scene, &actor, Retry::Infrastructure);
+        scene.ended(&out, failed(FailureKind::ActorDied), Retry::Infrastructure, None);
+        assert_eq!(scene.failed_with(1, by_head.id).kind, kind);
+        let straight = call_spec(&mut scene, actor.task, 0, &[]);
+        scene.tell(1, NodeToHead::SubmitAgain { spec: straight.clone(), may_have_run: Some("lost".into()) });
+        let failure = scene.failed_with(1, straight.id);
+        assert_eq!((failure.kind, failure.task), (kind, Some(actor.task)));
+        assert!(failure.message.contains(word), "{}", failure.message);
+        // One that certainly did not run waits for the next incarnation.
+        let next = call_spec(&mut scene, actor.task, 0, &[]);
+        scene.tell(1, NodeToHead::SubmitAgain { spec: next.clone(), may_have_run: None });
+        assert_eq!(scene.finished(1, next.id).is_none(), max_restarts == 1);
+    }
+}
+
+#[test]
 fn one_that_waits_for_an_argument_when_it_is_handed_over_goes_on_waiting() {
     let mut scene = Scene::cluster(&[2]);
     let actor = living(&mut scene, ActorTraits::default());
@@ -92,7 +119,7 @@ fn one_that_waits_for_an_argument_when_it_is_handed_over_goes_on_waiting() {
     let making = scene.assigned_one();
     let spec = call_spec(&mut scene, actor.task, 0, &[maker.result(0)]);
     scene.tell(1, NodeToHead::Expect(spec.clone()));
-    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: false });
+    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: None });
     assert!(scene.assigned().is_empty());
     scene.done(&making, inline(b"1"));
     assert_eq!(scene.assigned_one().task, spec.id);
@@ -172,7 +199,7 @@ fn what_was_said_before_is_taken_in_when_it_is_confirmed() {
     assert_eq!(scene.freed(2), [], "rule R2: the caller holds it");
     // It was told meanwhile that the call is lost, and hands it over.
     scene.said.clear();
-    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: true });
+    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: Some("lost".into()) });
     let known = FinishedOutcome::Ok(vec![ResultValue::Stored { size }]);
     assert_eq!(scene.finished(1, spec.id), Some(known));
     assert!(scene.assigned().is_empty());
@@ -203,7 +230,7 @@ fn whoever_cancels_an_expected_call_its_caller_decides() {
     let (task, reason) = (spec.id, "by a task".to_owned());
     assert_eq!(scene.heard(1), [HeadToNode::CancelOwn { task, reason, recursive: true }]);
     // It was just handing it over.
-    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: false });
+    scene.tell(1, NodeToHead::SubmitAgain { spec: spec.clone(), may_have_run: None });
     assert_eq!(scene.failed_with(1, spec.id).kind, FailureKind::Cancelled);
     assert!(scene.assigned().is_empty());
 }

@@ -93,7 +93,7 @@ NAMES: dict[str, dict[str, str]] = {
         "RayTaskError": "yes",
         "RayActorError": "yes",
         "ActorDiedError": "yes",
-        "ActorUnavailableError": "partly: never raised: calls wait for an actor that comes back",
+        "ActorUnavailableError": "partly: for calls that were under way; later ones wait for the actor",
         "ActorUnschedulableError": "yes",
         "ActorAlreadyExistsError": "yes",
         "ActorHandleNotFoundError": "yes",

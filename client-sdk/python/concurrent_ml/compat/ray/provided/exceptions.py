@@ -2,6 +2,7 @@
 
 from ....exceptions import (
     ActorDiedError,
+    ActorUnavailableError,
     GetTimeoutError,
     ObjectFreedError,
     ObjectLostError,
@@ -28,10 +29,6 @@ ActorUnschedulableError = TaskUnschedulableError
 
 # A task's error is always also of its cause's class.
 RayTaskError.as_instanceof_cause = lambda self: self  # type: ignore[attr-defined]
-
-
-class ActorUnavailableError(RayActorError):
-    """An actor that cannot be reached for now."""
 
 
 class ActorAlreadyExistsError(RayError, ValueError):
