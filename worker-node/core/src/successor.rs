@@ -61,12 +61,12 @@ struct Unfinished {
 }
 
 /// Who runs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Way {
     /// The head sees to it.
     Submitted,
     /// The same; its client sent it by itself before, in vain.
-    SubmittedAgain { may_have_run: bool },
+    SubmittedAgain { may_have_run: Option<Arc<str>> },
     /// Its client sends it by itself.
     Expected,
 }
@@ -166,7 +166,7 @@ impl Node {
             NodeToHead::Submit(spec) => self.remember_task(spec, Way::Submitted),
             NodeToHead::Expect(spec) => self.remember_task(spec, Way::Expected),
             NodeToHead::SubmitAgain { spec, may_have_run } => {
-                self.remember_task(spec, Way::SubmittedAgain { may_have_run: *may_have_run });
+                self.remember_task(spec, Way::SubmittedAgain { may_have_run: may_have_run.clone() });
             }
             NodeToHead::PutFailed { object, failure } => {
                 self.forget_expected(*object);
@@ -386,7 +386,7 @@ impl Node {
         }
         for known in self.remembered.unfinished.values() {
             let spec = known.spec.clone();
-            effects.push(Effect::ToHead(match known.way {
+            effects.push(Effect::ToHead(match known.way.clone() {
                 Way::Submitted => NodeToHead::Submit(spec),
                 Way::SubmittedAgain { may_have_run } => NodeToHead::SubmitAgain { spec, may_have_run },
                 Way::Expected => NodeToHead::Expect(spec),
