@@ -120,3 +120,61 @@ def test_a_node_that_does_not_exist_is_refused_with_the_names_there_are(net: Net
     assert node_id(a, b) in refused.stderr
     view = json.loads(a.cluster("drain", node_id(a, b), "--no-wait", "--json").stdout)
     assert view["left"] is False
+
+
+MOVES = """
+import sys
+import concurrent_ml as cml
+cml.init()
+
+class Model:
+    def __init__(self):
+        self.steps, self.said = 0, []
+
+    def learn(self):
+        self.steps += 1
+        return self.steps
+
+    def look(self):
+        here = cml.get_runtime_context().get_node_id()
+        zone = next(node["Labels"]["zone"] for node in cml.nodes() if node["NodeID"] == here)
+        return self.steps, zone, self.said
+
+    def __checkpoint__(self):
+        return self.steps
+
+    def __restore__(self, steps):
+        self.steps = steps
+        self.said.append("restored")
+
+class Coroutines(Model):
+    async def learn(self):
+        self.steps += 1
+        return self.steps
+
+cls = {"plain": Model, "threads": Model, "coroutines": Coroutines}[sys.argv[1]]
+many = {"max_concurrency": 4} if sys.argv[1] == "threads" else {}
+# No restarts: it did not fail.
+model = cml.remote(resources={"away": 1}, max_task_retries=3, **many)(cls).remote()
+for _ in range(100):
+    cml.get(model.learn.remote())
+print(cml.get(model.look.remote())[1], flush=True)
+sys.stdin.readline()
+print(*cml.get(model.look.remote(), timeout=30), cml.get(model.learn.remote(), timeout=30), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "threads", "coroutines"])
+def test_an_actor_that_can_keep_its_state_moves_with_it(net: Network, kind: str):
+    a, b, c = net.host("a"), net.host("b"), net.host("c")
+    a.cluster_up(num_cpus=1)
+    for host in (b, c):
+        host.cluster_join(a, num_cpus=1, resources={"away": 1}, label={"zone": host.name})
+    driver = a.popen_python(MOVES, arguments=[kind])
+    assert driver.stdout is not None
+    zone = driver.stdout.readline().strip()
+    leaves, stays = (b, c) if zone == "b" else (c, b)
+    drained = a.cluster("drain", node_id(a, leaves), "--deadline", "60s")
+    assert "has left the cluster" in drained.stdout
+    out, err = driver.communicate("\n", timeout=30)
+    assert out == f"100 {stays.name} ['restored'] 101\n", err

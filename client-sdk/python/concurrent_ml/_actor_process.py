@@ -26,10 +26,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _checkpoints, _native, _state, _streams
-from .exceptions import _ActorExit, _Cancelled
+from .exceptions import ClusterError, _ActorExit, _Cancelled
 
 if TYPE_CHECKING:
     from ._executor import Reports
+
+MOVES_AFTER = 10.0
+"""Calls that run at once may end for so long before the actor moves without them."""
 
 GRACE = 60.0
 """An actor that nobody has a handle on lets running calls end for so long; its daemon may be less patient."""
@@ -101,6 +104,26 @@ class Actor:
             kind = type(self.instance)
             found = inspect.getattr_static(kind, name).__get__(self.instance, kind)
         return found
+
+    def move(self) -> None:
+        """This node is to leave: the actor lives on elsewhere with the state it has now, if it can keep one. What comes
+        for it meanwhile is for its next life; what runs may end first.
+        """
+        if self.states is None:
+            return
+        end = time.monotonic() + MOVES_AFTER
+        while self.calls is not None and self.calls.count() and time.monotonic() < end:
+            time.sleep(0.01)
+        try:
+            made = self.states.save()
+            if made is not None:
+                assert isinstance(self.calls, EventLoop)
+                asyncio.run_coroutine_threadsafe(made, self.calls.loops[""].loop).result()
+        except Exception as error:
+            self.states.complain(error)
+            return
+        with contextlib.suppress(ClusterError):
+            self.task.move_actor()
 
     def let_calls_end(self, client: _native.Client) -> None:
         """No more will come: those that run may end."""

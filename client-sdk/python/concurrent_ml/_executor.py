@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 REASON_WITHIN = 0.5
 """Who cancelled is told beside the signal that interrupts: it comes within these seconds."""
 
+MOVE = (1 << 64) - 1
+"""Instead of the tag of a call to cancel: this node is to leave, and the actor may live on elsewhere."""
+
 FUNCTIONS_KEPT = 256
 """Functions that an executor keeps loaded; the longest unused goes first, and is fetched again when it is needed."""
 
@@ -155,6 +158,9 @@ class _Loop:
             return False
         if work is None:
             return False
+        if work == MOVE and self.actor is not None:
+            self.actor.move()
+            return True
         calls = self.actor.calls if self.actor is not None else None
         if calls is not None:
             if isinstance(work, int):

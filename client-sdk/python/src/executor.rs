@@ -209,6 +209,18 @@ impl Task {
         interruptible(py, |interrupt| self.client.query(query.clone(), None, interrupt)).map(drop)
     }
 
+    /// The actor that this task made kept its state and begins no more calls: it lives on elsewhere, and this process
+    /// ends. Returns only where that cannot be.
+    fn move_actor(&self, py: Python<'_>) -> PyResult<()> {
+        self.traits()?;
+        let attempt = self.claimed.attempt;
+        let query = Query::MoveActor {
+            actor: self.claimed.spec.id.result(0).to_string(),
+            attempt: (attempt.term, attempt.n),
+        };
+        interruptible(py, |interrupt| self.client.query(query.clone(), None, interrupt)).map(drop)
+    }
+
     /// Writes the value of an object that this process put into a file: whole or not at all, and on disk when it returns.
     fn write_state(&self, py: Python<'_>, state: &ObjectRef, path: PathBuf) -> PyResult<()> {
         let Some(Got::Value(bytes)) = self.client.try_get(state.id) else {

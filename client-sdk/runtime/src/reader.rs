@@ -10,7 +10,7 @@ use std::time::Instant;
 use cluster_proto::Codec;
 use cluster_proto::frame::FrameReader;
 use cluster_store::segment::{ReadMapping, WriteMapping, recv_with_fds};
-use cluster_types::client_node::{NO_SLOT, RunTask};
+use cluster_types::client_node::{MOVE_TAG, NO_SLOT, RunTask};
 use cluster_types::{ClientToNode, NodeToClient, SegmentId, Value};
 use parking_lot::MutexGuard;
 use rustix::event::{PollFd, PollFlags};
@@ -276,6 +276,10 @@ impl Shared {
             }
             NodeToClient::Called { in_order, spec } => inner.called_far(in_order, *spec),
             NodeToClient::ForgetCalls(caller) => inner.forget_calls(caller),
+            NodeToClient::Cancel { tag: MOVE_TAG, .. } => {
+                inner.to_cancel.push_back(MOVE_TAG);
+                inner.wake_all();
+            }
             NodeToClient::Cancel { tag, reason, recursive } => {
                 if recursive {
                     inner.cancel_children(tag, &reason);

@@ -35,6 +35,8 @@ pub(crate) struct Actor {
     pub ended: Option<Attempt>,
     /// Somebody ended it, for this reason; whether it may be made anew.
     pub ending: Option<(String, bool)>,
+    /// It ends where it is to live on elsewhere: that is none of its restarts.
+    pub moves: bool,
     /// Why it is dead.
     pub death: Option<Failure>,
     /// How it ended the last time before it was made anew, for people.
@@ -118,6 +120,7 @@ impl Head {
             restarts: 0,
             ended: None,
             ending: None,
+            moves: false,
             death: None,
             last_end: None,
             calls: Calls::new(traits.in_order()),
@@ -239,9 +242,11 @@ impl Head {
                     Some((_, may_restart)) => may_restart,
                     None => retry != Retry::No,
                 };
-                let again = wished && !cancelled && (most < 0 || actor.restarts < most as u32);
+                let moves = std::mem::take(&mut actor.moves);
+                let may = moves || most < 0 || actor.restarts < most as u32;
+                let again = wished && !cancelled && may;
                 actor.calls.lost_home();
-                actor.restarts += u32::from(again);
+                actor.restarts += u32::from(again && !moves);
                 again
             }
             None => false,

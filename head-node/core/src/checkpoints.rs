@@ -9,7 +9,8 @@ use smallvec::SmallVec;
 
 use crate::head::Head;
 use crate::objects::{Object, ObjectValue};
-use crate::slab::NodeIx;
+use crate::slab::{NodeIx, TaskIx};
+use crate::tasks::Task;
 
 /// An executor is told that its state is kept after this time at the latest, on a second node or not.
 const ANSWER_WITHIN: Span = Span::secs(5);
@@ -73,6 +74,49 @@ impl Head {
         }
     }
 
+    /// FENCE-1: what an earlier life of the actor says changes nothing.
+    fn living_there(
+        &self,
+        node: NodeIx,
+        actor: &str,
+        attempt: Attempt,
+    ) -> Result<(ObjectId, TaskIx), String> {
+        let handle: ObjectId = actor.parse().map_err(|error| format!("{error}"))?;
+        let ix = self.actors.get(handle).and_then(|actor| actor.task);
+        let lives = |task: &Task| task.node() == Some(node) && self.tasks.attempt_of(task) == attempt;
+        match ix.filter(|ix| self.tasks.get(*ix).is_some_and(lives)) {
+            Some(ix) => Ok((handle, ix)),
+            None => Err(format!("actor {handle} does not live there any more: its state is another's now")),
+        }
+    }
+
+    /// The executor of an actor on a node that is to leave kept its state and begins no more calls.
+    pub(crate) fn move_actor(
+        &mut self,
+        node: NodeIx,
+        (client, number): (ClientId, u64),
+        actor: &str,
+        (term, n): (u32, u32),
+    ) {
+        let leaves = self.nodes.get(node).is_some_and(|node| node.draining.is_some());
+        let refused = match self.living_there(node, actor, Attempt { term, n }) {
+            Err(why) => Some(why),
+            Ok(_) if !leaves => Some("its node is not to leave".to_owned()),
+            Ok((handle, ix)) => match self.actors.get_mut(handle) {
+                Some(actor) if actor.ending.is_none() => {
+                    actor.moves = true;
+                    let name = self.nodes.name(node);
+                    self.end_actor(ix, &format!("it moves, since node {name} is to leave"), true, true);
+                    None
+                }
+                _ => Some("it was told to end".to_owned()),
+            },
+        };
+        if let Some(why) = refused {
+            self.send(node, HeadToNode::Reply { client, number, reply: Err(why) });
+        }
+    }
+
     fn enter_state(
         &mut self,
         node: NodeIx,
@@ -80,13 +124,8 @@ impl Head {
         attempt: Attempt,
         object: &str,
     ) -> Result<ObjectId, String> {
-        let handle: ObjectId = actor.parse().map_err(|error| format!("{error}"))?;
+        let (handle, _) = self.living_there(node, actor, attempt)?;
         let object: ObjectId = object.parse().map_err(|error| format!("{error}"))?;
-        let task = self.actors.get(handle).and_then(|actor| self.tasks.get(actor.task?));
-        // FENCE-1: what an earlier life of the actor says changes nothing.
-        if !task.is_some_and(|task| task.node() == Some(node) && self.tasks.attempt_of(task) == attempt) {
-            return Err(format!("actor {handle} does not live there any more: its state is another's now"));
-        }
         let is_there = |object: &Object| matches!(object.value, ObjectValue::Available { .. });
         if !self.objects.by_id(object).is_some_and(is_there) || self.kept_states.actors.contains_key(&object)
         {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use cluster_types::query::DrainView;
-use cluster_types::{HeadToNode, Located, Map, ObjectId, Span, Time};
+use cluster_types::{Attempt, HeadToNode, Located, Map, ObjectId, Span, TaskId, Time};
 
 use crate::head::Head;
 use crate::objects::{Object, ObjectValue};
@@ -35,6 +35,8 @@ pub(crate) struct Draining {
     to_move: VecDeque<ObjectId>,
     /// Objects being copied: their sizes, and since when.
     moving: Map<ObjectId, (u64, Time)>,
+    /// Actors that were asked to move, in this life of theirs.
+    asked: Map<TaskId, Attempt>,
 }
 
 impl Head {
@@ -73,6 +75,7 @@ impl Head {
             scanned: None,
             to_move: VecDeque::new(),
             moving: Map::default(),
+            asked: Map::default(),
         });
         node.reserved = None;
         let mut ahead: Vec<TaskIx> =
@@ -150,10 +153,31 @@ impl Head {
             scanned_now = true;
         }
         if others {
+            self.move_actors(ix, state);
             self.move_some(ix, state);
         }
         let moved = state.to_move.is_empty() && state.moving.is_empty();
         (is_idle && scanned_now && moved).then_some("when nothing was left to do")
+    }
+
+    /// Asks actors that another node can hold to keep their states and move.
+    fn move_actors(&mut self, ix: NodeIx, state: &mut Draining) {
+        let Some(node) = self.nodes.get(ix) else { return };
+        let mut movable: Vec<(TaskIx, TaskId, Attempt)> = Vec::new();
+        for &task_ix in &node.attempts {
+            let Some(task) = self.tasks.get(task_ix) else { continue };
+            let attempt = self.tasks.attempt_of(task);
+            let has_place = self.shapes.get(task.shape).is_some_and(|shape| shape.feasible > 0);
+            let is_alive = matches!(task.state, TaskState::Alive { .. }) && task.bundle.is_none();
+            if is_alive && has_place && state.asked.get(&task.spec.id) != Some(&attempt) {
+                movable.push((task_ix, task.spec.id, attempt));
+            }
+        }
+        movable.sort_unstable_by_key(|(task_ix, ..)| *task_ix);
+        for (_, task, attempt) in movable {
+            state.asked.insert(task, attempt);
+            self.send(ix, HeadToNode::MoveActor { task, attempt });
+        }
     }
 
     /// Has other nodes copy what is only on this one.

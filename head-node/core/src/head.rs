@@ -229,6 +229,9 @@ impl Head {
             NodeToHead::Query { client, number, query: Query::KeepState { actor, attempt, object } } => {
                 self.keep_state(ix, (client, number), &actor, attempt, &object);
             }
+            NodeToHead::Query { client, number, query: Query::MoveActor { actor, attempt } } => {
+                self.move_actor(ix, (client, number), &actor, attempt);
+            }
             // Said to a head that did not ask.
             NodeToHead::Kept { .. }
             | NodeToHead::Running { .. }

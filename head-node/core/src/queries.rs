@@ -48,9 +48,10 @@ impl Head {
             }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
             Query::KeptStates { actor } => self.states_of(actor).map(QueryReply::States),
-            Query::Drain { .. } | Query::KeepState { .. } | Query::MakeDurable { .. } => {
-                Err("nothing is changed by looking".to_owned())
-            }
+            Query::Drain { .. }
+            | Query::KeepState { .. }
+            | Query::MoveActor { .. }
+            | Query::MakeDurable { .. } => Err("nothing is changed by looking".to_owned()),
         }
     }
 

@@ -405,6 +405,7 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             reason: reason.clone(),
             force: *force,
         }),
+        HeadToNode::MoveActor { task, attempt } => Kind::MoveActor(task_attempt_to_wire(*task, *attempt)),
         HeadToNode::Finished { task, outcome } => Kind::Finished(v1::TaskFinished {
             client: task.client.0,
             seq: task.seq,
@@ -503,6 +504,10 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
         Kind::EndActor(wire) => {
             let (task, attempt) = task_attempt(wire.attempt.required("CancelAttempt.attempt")?)?;
             HeadToNode::EndActor { task, attempt, reason: wire.reason, force: wire.force }
+        }
+        Kind::MoveActor(wire) => {
+            let (task, attempt) = task_attempt(wire)?;
+            HeadToNode::MoveActor { task, attempt }
         }
         Kind::Finished(wire) => HeadToNode::Finished {
             task: task_id("TaskFinished.seq", wire.client, wire.seq)?,

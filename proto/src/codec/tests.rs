@@ -607,6 +607,7 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
             reason,
             force
         }),
+        (task(), attempt()).prop_map(|(task, attempt)| M::MoveActor { task, attempt }),
         (task(), attempt(), text(), any::<bool>()).prop_map(|(task, attempt, reason, force)| M::EndActor {
             task,
             attempt,

@@ -511,6 +511,9 @@ impl From<&Outcome> for FinishedOutcome {
     }
 }
 
+/// In a `Cancel`: no execution's tag. The executor's actor is to keep its state and ask to be moved, if it can.
+pub const MOVE_TAG: u64 = u64::MAX;
+
 /// In [`RunTask::slot`]: a call of an actor that runs several at once.
 pub const NO_SLOT: u16 = u16::MAX;
 

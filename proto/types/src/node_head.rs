@@ -439,6 +439,13 @@ pub enum HeadToNode {
         /// At once; else after what it runs, as a program ends.
         force: bool,
     },
+    /// This actor's node is to leave: if it can keep its state, it keeps it and asks to be moved.
+    MoveActor {
+        /// The task that made it.
+        task: TaskId,
+        /// Which try.
+        attempt: Attempt,
+    },
     /// A task submitted by a client of this node has ended (TASK-1).
     Finished {
         /// The submitter is `task.client`.

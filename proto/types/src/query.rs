@@ -74,6 +74,14 @@ pub enum Query {
         /// The actor's handle.
         actor: String,
     },
+    /// The executor of an actor, whose node is to leave, kept its state and begins no more calls: it is to be made anew
+    /// elsewhere. Answered only if that cannot be.
+    MoveActor {
+        /// The actor's handle.
+        actor: String,
+        /// Which of the actor's lives, as term and number (FENCE-1).
+        attempt: (u32, u32),
+    },
     /// A copy of this object, put by who asks, is to be in durable storage. The daemon answers, with
     /// [`QueryReply::States`] and that one, when it is there.
     MakeDurable {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cluster_types::client_node::Completion;
+use cluster_types::client_node::{Completion, MOVE_TAG};
 use cluster_types::node_head::Retry;
 use cluster_types::{
     ActorTraits, Attempt, ClientId, FailureKind, Lease, Map, NodeId, NodeToClient, NodeToHead, ObjectId,
@@ -278,6 +278,20 @@ impl Node {
             effects.push(Effect::EndExecutor { executor, force: true });
         } else {
             self.end_executor(executor, effects);
+        }
+    }
+
+    /// This node is to leave: the actor may live on elsewhere with the state that it has.
+    pub(crate) fn move_actor(&mut self, task: TaskId, attempt: Attempt, effects: &mut Vec<Effect>) {
+        let Some(actor) = self.actors.get(&task.result(0)) else { return };
+        if actor.attempt != attempt || actor.ending.is_some() {
+            return;
+        }
+        let executor = self.executors.get(&actor.executor);
+        if let Some(client) = executor.and_then(|known| known.client) {
+            let reason = "its node is to leave".to_owned();
+            let ask = NodeToClient::Cancel { tag: MOVE_TAG, reason, recursive: false };
+            self.tell_client(client, ask, effects);
         }
     }
 

@@ -40,6 +40,7 @@ impl Node {
             HeadToNode::EndActor { task, attempt, reason, force } => {
                 self.end_actor(task, attempt, reason, force, effects)
             }
+            HeadToNode::MoveActor { task, attempt } => self.move_actor(task, attempt, effects),
             HeadToNode::Finished { task, outcome } => {
                 self.forget_finished(task, &outcome);
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);

@@ -154,3 +154,50 @@ fn a_node_is_found_by_its_hostname_or_the_beginning_of_its_id() {
     let Ok(QueryReply::Nodes(views)) = ask(&mut scene, &node(2).to_string()) else { panic!() };
     assert!(views[0].draining.is_some());
 }
+
+#[test]
+fn an_actor_is_asked_to_move_and_its_move_is_no_restart() {
+    // Two have room for it, and a third node that stays has none.
+    let mut scene = Scene::cluster(&[0, 1, 1]);
+    let plain = scene.template("Counter", Resources::cpus(1));
+    let traits = cluster_types::ActorTraits::default();
+    let kind = cluster_types::TaskKind::Actor(traits.into());
+    let template = TaskTemplate { kind, max_retries: 0, ..(*plain).clone() };
+    let spec = scene.spec(DRIVER, template.into(), &[]);
+    scene.tell(1, NodeToHead::Submit(spec));
+    let actor = scene.assigned_one();
+    scene.done(&actor, inline(b"handle"));
+    let (here, there) = if actor.node == node(2) { (2, 3) } else { (3, 2) };
+    let executor = scene.executor(here, 5);
+    let query = |n: u32| Query::MoveActor {
+        actor: actor.task.result(0).to_string(),
+        attempt: (actor.attempt.term, n),
+    };
+    let ask = |scene: &mut Scene, n: u32| {
+        scene.said.clear();
+        scene.tell(here, NodeToHead::Query { client: executor, number: 1, query: query(n) });
+        let heard = scene.heard(here);
+        let refused = heard.iter().any(|message| matches!(message, HeadToNode::Reply { reply: Err(_), .. }));
+        let ended = heard.iter().any(|message| matches!(message, HeadToNode::EndActor { force: true, .. }));
+        (refused, ended)
+    };
+    assert_eq!(ask(&mut scene, actor.attempt.n), (true, false), "its node is not to leave");
+    scene.said.clear();
+    drain(&mut scene, here, Span::secs(60));
+    scene.pass(Span::secs(3));
+    let asked =
+        |message: &HeadToNode| matches!(message, HeadToNode::MoveActor { task, .. } if *task == actor.task);
+    assert_eq!(scene.heard(here).into_iter().filter(asked).count(), 1);
+    assert_eq!(ask(&mut scene, actor.attempt.n + 1), (true, false), "FENCE-1");
+    assert_eq!(ask(&mut scene, actor.attempt.n), (false, true));
+    scene.said.clear();
+    scene.ended(&actor, failed(FailureKind::ActorDied), Retry::No, None);
+    let again = scene.assigned_one();
+    assert_eq!((again.task, again.node), (actor.task, node(there)));
+    scene.done(&again, inline(b"handle"));
+    // Now nothing else could hold it: it stays as long as it may.
+    scene.said.clear();
+    drain(&mut scene, there, Span::secs(60));
+    scene.pass(Span::secs(3));
+    assert_eq!(scene.heard(there).into_iter().filter(asked).count(), 0);
+}
