@@ -330,8 +330,8 @@ impl Daemon {
                     self.mark(client);
                 }
             }
-            Effect::StartExecutor { executor, job, info, env_vars, gpus } => {
-                self.start_executor(executor, job, &info, &env_vars, &gpus);
+            Effect::StartExecutor { executor, job, info, env_vars, gpus, program } => {
+                self.start_executor(executor, job, &info, &env_vars, &gpus, program);
             }
             Effect::EndExecutor { executor, force } => self.supervisor.end(executor, force),
             Effect::DeleteState { object } => self.supervisor.delete_state(&object.to_string()),

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use cluster_store::slots::{DaemonPage, SLOTS, Tag};
 use cluster_types::client_node::NO_SLOT;
-use cluster_types::{ClientId, JobId, JobInfo, Map};
+use cluster_types::{ClientId, JobId, JobInfo, Location, Map};
 use worker_core::Event;
+use worker_core::event::PROGRAM;
 
 use crate::devices::show_devices;
 use crate::event_loop::{Daemon, Handle};
+use crate::programs::Program;
 use crate::supervisor::{ExecutorEvent, ExecutorOrder};
 
 /// An executor that has not attached by then never will.
@@ -106,6 +108,7 @@ impl Daemon {
         info: &JobInfo,
         env_vars: &BTreeMap<String, String>,
         gpus: &[u16],
+        program: Option<Location>,
     ) {
         let page = match DaemonPage::create().and_then(|page| Ok((page.fd().try_clone_to_owned()?, page))) {
             Ok((fd, page)) => {
@@ -122,7 +125,8 @@ impl Daemon {
         let mut env = info.env_vars.clone();
         env.extend(env_vars.iter().map(|(name, value)| (name.clone(), value.clone())));
         show_devices(&mut env, gpus, &self.machine.gpu_names);
-        self.supervisor.start(ExecutorOrder {
+        let named = env.get(PROGRAM).cloned();
+        let order = ExecutorOrder {
             executor,
             python: info.python.clone(),
             python_version: info.python_version.clone(),
@@ -130,6 +134,27 @@ impl Daemon {
             cwd: info.working_dir.clone(),
             sys_path: info.sys_path.clone(),
             page,
+            program: None,
+        };
+        match named {
+            None => self.supervisor.start(order),
+            Some(named) => self.start_program(&named, program, order),
+        }
+    }
+
+    /// Starts a user's own program, once its file is here.
+    fn start_program(&mut self, named: &str, program: Option<Location>, order: ExecutorOrder) {
+        let bytes = program.and_then(|at| Some((at, self.store.descriptor(at.segment, false)?.1)));
+        let directory = self.supervisor.directory().join("programs");
+        let (named, supervisor) = (named.to_owned(), self.supervisor.clone());
+        tokio::task::spawn_local(async move {
+            match Program::parse(&named) {
+                Ok(program) => match program.file(directory, bytes).await {
+                    Ok(path) => supervisor.start(ExecutorOrder { program: Some(path), ..order }),
+                    Err(cause) => supervisor.refuse(order.executor, cause),
+                },
+                Err(cause) => supervisor.refuse(order.executor, cause),
+            }
         });
     }
 }

@@ -27,6 +27,7 @@ mod head_side;
 mod memory_monitor;
 mod orphans;
 mod outbox;
+mod programs;
 mod sockets;
 mod store_host;
 pub mod supervisor;

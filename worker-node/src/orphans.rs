@@ -38,7 +38,7 @@ pub(crate) fn end_all_but(zygotes: &[u32]) {
     }
 }
 
-fn children() -> Vec<Pid> {
+pub(crate) fn children() -> Vec<Pid> {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     threads
         .flatten()

@@ -105,6 +105,9 @@ Examples:
     HeadDaemon(DaemonArgs),
     #[command(hide = true)]
     WorkerDaemon(DaemonArgs),
+    /// Starts users' own programs as executors, for a daemon at the other end of its standard input.
+    #[command(hide = true)]
+    Launcher,
     /// A cluster of one process for one driver. It ends when its standard input does; one line of JSON on its standard
     /// output says that it is ready. The token, if one is wanted, is in CLUSTER_TOKEN.
     #[command(hide = true)]

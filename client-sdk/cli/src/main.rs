@@ -60,6 +60,9 @@ fn run(command: Command) -> Result<(), CliError> {
         }
         Command::HeadDaemon(args) => daemons::head(&args),
         Command::WorkerDaemon(args) => daemons::worker(&args),
+        Command::Launcher => {
+            worker_node::supervisor::launch_programs().map_err(CliError::io("start programs"))
+        }
         Command::Embedded(args) => daemons::embedded(&args),
     }
 }

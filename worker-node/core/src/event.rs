@@ -199,6 +199,11 @@ pub struct ProcessMemory {
     pub bytes: u64,
 }
 
+/// Among the environment variables of a task: its executor is a program of the user's own instead of Python. The value
+/// is the SHA-256 of its file, the platform it is for, and the object that holds it (the task's function), apart by
+/// blanks. So executors of different programs are never interchanged.
+pub const PROGRAM: &str = "CLUSTER_PROGRAM";
+
 /// Something for the edge to do, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -229,6 +234,8 @@ pub enum Effect {
         env_vars: Arc<BTreeMap<String, String>>,
         /// Device indices it may see; sets `CUDA_VISIBLE_DEVICES`.
         gpus: Vec<u16>,
+        /// Where the program lies that [`PROGRAM`] names; `None`: none is named, or it is not here any more.
+        program: Option<Location>,
     },
     /// End an executor: with SIGKILL if `force`, else it was told `Exit` and has two seconds.
     EndExecutor {

@@ -1,16 +1,17 @@
 //! Executors: how many there are, what each has been sent, and what becomes of that when one ends.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use cluster_types::client_node::{NO_SLOT, RunTask};
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    ClientId, FailureKind, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, TaskKind, Time, Value,
+    ClientId, FailureKind, Location, NodeToClient, ObjectId, Outcome, Set, Span, TaskId, TaskKind, Time,
+    Value,
 };
 
 use crate::attempts::{Queue, Stage};
 use crate::catalogue::PoolKey;
-use crate::event::Effect;
+use crate::event::{Effect, PROGRAM};
 use crate::node::{Node, failure};
 use crate::short_memory::OutOfMemory;
 
@@ -132,6 +133,7 @@ impl Node {
         }
         let traits = self.catalogue.traits[key.0 as usize].clone();
         let Some(info) = self.jobs.get(&traits.job).cloned() else { return };
+        let program = self.program(&traits.env_vars);
         let pool = self.pool(key);
         let missing = (pool.waiting.len() as u32).saturating_sub(pool.starting);
         pool.starting += missing;
@@ -161,8 +163,15 @@ impl Node {
                 info: info.clone(),
                 env_vars: traits.env_vars.clone(),
                 gpus: traits.gpus.clone(),
+                program,
             });
         }
+    }
+
+    /// Where the program lies that executors with these variables run. Here, as it is their tasks' function (DEP-1).
+    fn program(&self, env_vars: &BTreeMap<String, String>) -> Option<Location> {
+        let object = env_vars.get(PROGRAM)?.rsplit(' ').next()?.parse().ok()?;
+        self.objects.get(&object)?.memory.map(|memory| memory.location)
     }
 
     /// Sends an attempt whose arguments are here. False: they are not, any more; it went back to wait for them.

@@ -45,6 +45,9 @@ impl Kind {
     pub const BINCODE: Kind = Kind(2);
     /// The failure of the task that should have made this value.
     pub const ERROR: Kind = Kind(3);
+    /// A value that every language reads: MessagePack, whose extension 1 is an array (its numbers in a buffer behind
+    /// it) and whose extension 2 is a reference to an object.
+    pub const PLAIN: Kind = Kind(4);
 }
 
 /// Why bytes are not a value, or cannot become one.

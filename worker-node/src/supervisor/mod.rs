@@ -4,6 +4,7 @@
 //! [`ExecutorEvent`]; nothing here waits on the caller's thread.
 
 mod exit;
+mod launcher;
 mod output;
 pub(crate) mod poll;
 mod zygote;
@@ -23,11 +24,14 @@ use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use exit::Tail;
+pub use launcher::launch_programs;
 use zygote::{Environment, Order, Said, Zygote};
 
 /// The soft limit of open files before [`raise_open_files`].
 static OPEN_FILES_AT_START: OnceLock<Option<u64>> = OnceLock::new();
 
+/// The hidden subcommand of `cluster` that is [`launch_programs`].
+const LAUNCHER: &str = "launcher";
 /// How long an executor told to end may take.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the output of an ended executor may be held open by something that escaped it.
@@ -82,6 +86,8 @@ pub struct ExecutorOrder {
     pub sys_path: Vec<String>,
     /// The page it shares with the daemon.
     pub page: OwnedFd,
+    /// What it runs instead of Python: a user's own program, which does as executors do.
+    pub program: Option<PathBuf>,
 }
 
 /// What happened to an executor.
@@ -205,15 +211,29 @@ impl Supervisor {
         }
     }
 
+    /// Reports that an executor cannot be started.
+    pub fn refuse(&self, executor: u32, reason: String) {
+        let cause = format!("could not start: {reason}");
+        self.inner.borrow().tell(ExecutorEvent::Exited { executor, cause });
+    }
+
+    /// Where this machine's daemons keep their files.
+    pub fn directory(&self) -> PathBuf {
+        self.inner.borrow().config.socket.parent().map(Path::to_path_buf).unwrap_or_default()
+    }
+
     fn try_start(&self, order: ExecutorOrder) -> Result<(), String> {
-        let environment = self.inner.borrow().environment(&order.python);
+        let environment = match order.program {
+            None => self.inner.borrow().environment(&order.python),
+            Some(_) => self.inner.borrow().launcher()?,
+        };
         self.zygote(&environment)?;
         let mut inner = self.inner.borrow_mut();
         if inner.ending {
             return Err("the daemon is ending".to_owned());
         }
         let started = inner.zygotes.get(&environment).ok_or("its interpreter has ended")?;
-        if let Interpreter::Ready(version) = &*started.state.borrow() {
+        if let (Interpreter::Ready(version), None) = (&*started.state.borrow(), &order.program) {
             check_version(&order.python_version, version, &environment.python)?;
         }
         let zygote = started.zygote.clone();
@@ -228,6 +248,7 @@ impl Supervisor {
             sys_path: &order.sys_path,
             socket: &socket,
             token: &inner.config.token,
+            program: order.program.as_deref(),
         };
         zygote.order(&command, [order.page, stdout_child, stderr_child])?;
         let tail = Rc::new(RefCell::new(Tail::default()));
@@ -318,7 +339,7 @@ impl Supervisor {
             }
         }
         let python = environment.python.display();
-        let zygote = Zygote::start(environment, &inner.config.arguments)
+        let zygote = Zygote::start(environment)
             .map_err(|error| format!("cannot run the interpreter {python}: {error}"))?;
         tracing::info!(%python, pid = zygote.pid(), "zygote started");
         let state = watch::channel(Interpreter::Starting).0;
@@ -387,7 +408,14 @@ impl Inner {
         let (theirs, ours) = (Path::new(python), self.config.python.as_path());
         let use_theirs = theirs.is_absolute() && !same_interpreter(ours, theirs) && theirs.exists();
         let python = if use_theirs { theirs } else { ours };
-        Environment { python: python.to_path_buf(), preload: self.config.preload.clone() }
+        let (arguments, preload) = (self.config.arguments.clone(), self.config.preload.clone());
+        Environment { python: python.to_path_buf(), arguments, preload }
+    }
+
+    /// What starts users' own programs: this one.
+    fn launcher(&self) -> Result<Environment, String> {
+        let python = std::env::current_exe().map_err(|error| format!("this program's own file: {error}"))?;
+        Ok(Environment { python, arguments: vec![LAUNCHER.to_owned()], preload: Vec::new() })
     }
 
     fn tell(&self, event: ExecutorEvent) {

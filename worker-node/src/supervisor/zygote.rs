@@ -24,6 +24,8 @@ use super::{output, poll};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Environment {
     pub(crate) python: PathBuf,
+    /// What makes it a zygote.
+    pub(crate) arguments: Vec<String>,
     /// Modules. A second zygote with what a job's executors were seen to import would differ in this.
     pub(crate) preload: Vec<String>,
 }
@@ -38,6 +40,8 @@ pub(crate) struct Order<'a> {
     pub(crate) sys_path: &'a [String],
     pub(crate) socket: &'a str,
     pub(crate) token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<&'a std::path::Path>,
 }
 
 /// What a zygote says.
@@ -80,7 +84,7 @@ struct Orders {
 impl Zygote {
     /// Starts the process. Call it on a thread that lives as long as the daemon: the kernel ends the process with the
     /// *thread* that forked it (PDEATHSIG), as long as it has no executors.
-    pub(crate) fn start(environment: &Environment, arguments: &[String]) -> io::Result<Zygote> {
+    pub(crate) fn start(environment: &Environment) -> io::Result<Zygote> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -88,7 +92,7 @@ impl Zygote {
         let daemon = rustix::process::getpid();
         let mut command = Command::new(&environment.python);
         command
-            .args(arguments)
+            .args(&environment.arguments)
             .args(&environment.preload)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::from(stderr_child.try_clone()?))

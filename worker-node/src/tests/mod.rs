@@ -469,7 +469,8 @@ fn run(tag: u64, slot: u16) -> NodeToClient {
 
 fn start_executor(executor: u32, what: &str) -> Effect {
     let env_vars = Arc::new([("FAKE".to_owned(), what.to_owned())].into());
-    Effect::StartExecutor { executor, job: JobId(1), info: Arc::default(), env_vars, gpus: Vec::new() }
+    let (info, gpus) = (Arc::default(), Vec::new());
+    Effect::StartExecutor { executor, job: JobId(1), info, env_vars, gpus, program: None }
 }
 
 #[test]
