@@ -246,6 +246,7 @@ class ActorMethod(Generic[P, R]):
         signature = known.signature if known else _SPECIAL.get(self._name)
         num_returns, stream = _streams.returns(options)
         retries = options.max_task_retries
+        method = self._name + (_streams.COLLECTED if options.num_returns == "dynamic" else "")
         self._native = _native.Function(
             _state.connected(),
             self._ref,
@@ -262,7 +263,7 @@ class ActorMethod(Generic[P, R]):
             strategy="DEFAULT",
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, name),
-            method=(self._name, group, about.concurrent),
+            method=(method, group, about.concurrent),
             timeout=options.timeout,
         )
         return self._native

@@ -95,6 +95,8 @@ class Actor:
         special = _SPECIAL.get(name)
         if special is not None:
             return special(self.instance)
+        if name.endswith(_streams.COLLECTED):
+            return _streams.Collected(self.method(name.removesuffix(_streams.COLLECTED)))
         if self.states is not None:
             if name == "__checkpoint__":
                 return self.states.save
@@ -226,7 +228,7 @@ class Threads:
             args, kwargs = task.arguments()
             with self.reports.limit(task):
                 result = self.actor.method(task.method[0])(*args, **kwargs)
-                return _streams.drain(task, result) if task.streams else result
+                return _streams.settled(task, result)
         finally:
             # From here on nothing is raised in it any more, and what was to be is forgotten.
             with self.lock:
@@ -379,8 +381,7 @@ class _GroupLoop:
                     result = self.actor.method(name)(*args, **kwargs)
                     if inspect.isawaitable(result):
                         result = await result
-                    if task.streams:
-                        result = await _streams.drain_in_loop(task, result)
+                    result = await _streams.settled_in_loop(task, result)
             reports.finished(task, result)
         except SystemExit as leaving:
             reports.leaving(task, leaving)

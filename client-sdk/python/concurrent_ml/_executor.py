@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import sys
 import threading
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _calls, _native, _state, _streams, _zygote, exceptions
+from . import _calls, _native, _reports, _state, _streams, _zygote, exceptions
 from ._lines import Lines
 
 if TYPE_CHECKING:
@@ -119,13 +117,10 @@ class Reports:
     def failed(self, task: _native.Task, error: BaseException) -> None:
         """It raised an exception."""
         _finish_lines()
-        where = (
-            f"task {task.name} ({task.task_id}, attempt {task.attempt}) "
-            f"in executor {os.getpid()} on node {self.client.node_id}"
-        )
-        story = exceptions._story(error, task.task_id, where, _traceback_of(error))
+        where = _reports.where(task, self.client.node_id)
+        story = _reports.story(task, self.client.node_id, error)
         message = f"{where} raised {exceptions._summary(error)}"[:2000]
-        task.fail(message, story, _is_retryable(task, error), "Exception")
+        task.fail(message, story, _reports.is_retryable(task, error), "Exception")
 
 
 def run(
@@ -133,7 +128,7 @@ def run(
 ) -> Any:
     """Calls the user's code; what it yields goes out as it comes."""
     result = function(*args, **kwargs)
-    return _streams.drain(task, result) if task.streams else result
+    return _streams.settled(task, result)
 
 
 class _Loop:
@@ -236,34 +231,6 @@ class _Loop:
         else:
             self.functions.move_to_end(key)
         return function
-
-
-def _is_retryable(task: _native.Task, error: BaseException) -> bool:
-    wanted = task.retry_exceptions
-    if not wanted:
-        return False
-    try:
-        kinds = pickle.loads(wanted)
-    except Exception:  # a class that cannot be loaded here is none that was raised here
-        return False
-    return isinstance(error, Exception) if kinds is True else isinstance(error, kinds)
-
-
-def _traceback_of(error: BaseException) -> str:
-    """The traceback as the user's code has it, without our own frames."""
-    own = os.path.dirname(__file__)
-    told = traceback.TracebackException.from_exception(error)
-    todo, seen = [told], set()
-    while todo:
-        part = todo.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        frames = [frame for frame in part.stack if not frame.filename.startswith(own)]
-        part.stack = traceback.StackSummary.from_list(frames)
-        todo += [other for other in (part.__cause__, part.__context__) if other is not None]
-        todo += part.exceptions or []
-    return "".join(told.format())
 
 
 def _finish_lines() -> None:

@@ -95,7 +95,7 @@ class OtherMethodOptions(TypedDict, total=False):
 class AllMethodOptions(OtherMethodOptions, total=False):
     """Every option of a method, for type checkers."""
 
-    num_returns: int | Literal["streaming"] | None
+    num_returns: int | Literal["streaming", "dynamic"] | None
 
 
 @dataclass(frozen=True)
@@ -319,12 +319,6 @@ def _returns(key: str, value: Any) -> int | str | None:
     return value
 
 
-def _method_returns(key: str, value: Any) -> int | str | None:
-    if value == "dynamic":
-        raise ValueError(f'{key} is "dynamic", which is for functions; a method can be "streaming"')
-    return _returns(key, value)
-
-
 def _limit(key: str, value: Any) -> int | None:
     if value is None:
         return None
@@ -509,7 +503,7 @@ _ACTOR_CHECKS["variants"] = _variants
 _METHOD_CHECKS = {
     "max_task_retries": _some_retries,
     "retry_exceptions": _retry_exceptions,
-    "num_returns": _method_returns,
+    "num_returns": _returns,
     "concurrency_group": _name,
     "name": _name,
     "timeout": duration,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import _async, _native, _state
+from . import _async, _native, _state, exceptions
+from . import _reports as reports
 from ._native import ObjectRef
 
 if TYPE_CHECKING:
@@ -65,18 +68,129 @@ class DynamicObjectRefGenerator(Generic[T]):
         return f"DynamicObjectRefGenerator({len(self._refs)} refs)"
 
 
+COLLECTED = "*"
+"""After the name of a method: its items are collected."""
+
+
 class Collected:
-    """A function whose items are put, one by one, and whose value is a list of their refs."""
+    """A function whose items are put, one by one, and whose value is a list of their refs. Where it raises, the last
+    ref does too.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> DynamicObjectRefGenerator[Any]:
-        client = _state.connected()
-        return DynamicObjectRefGenerator([client.put(item) for item in self.function(*args, **kwargs)])
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        items = self.function(*args, **kwargs)
+        if hasattr(items, "__aiter__"):
+            collected = self._collected_in_loop(items)
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return asyncio.run(collected)
+            return collected
+        put = _state.connected().put
+        refs: list[ObjectRef[Any]] = []
+        try:
+            refs.extend(put(item) for item in items)
+        except Exception as error:
+            refs.append(put(_raising(error)))
+        return DynamicObjectRefGenerator(refs)
+
+    async def _collected_in_loop(self, items: Any) -> DynamicObjectRefGenerator[Any]:
+        put = _state.connected().put
+        refs: list[ObjectRef[Any]] = []
+        try:
+            async for item in items:
+                refs.append(put(item))
+        except Exception as error:
+            refs.append(put(_raising(error)))
+        return DynamicObjectRefGenerator(refs)
+
+
+def _raising(error: Exception) -> Any:
+    """Instead of a value that did not come about: whoever reads it gets the exception."""
+    task = _state.running.get() or _state.task
+    if task is None or reports.is_retryable(task, error):
+        raise error
+    return exceptions._Raising(reports.story(task, _state.connected().node_id, error))
 
 
 # ---- who runs it ----
+
+
+def settled(task: _native.Task, result: Any) -> Any:
+    """What a function returned, as the value of its task."""
+    if task.streams:
+        return drain(task, result)
+    return spread(task, result) if isinstance(result, _GENERATORS) else result
+
+
+async def settled_in_loop(task: _native.Task, result: Any) -> Any:
+    """The same in an event loop."""
+    if task.streams:
+        return await drain_in_loop(task, result)
+    if isinstance(result, types.AsyncGeneratorType):
+        return await spread_in_loop(task, result)
+    return spread(task, result) if isinstance(result, types.GeneratorType) else result
+
+
+_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
+
+
+def spread(task: _native.Task, items: Any) -> Any:
+    """The results of a task that returned a generator and has so many, or one. Where the generator raises, or ends too
+    soon, what came before are results all the same.
+    """
+    if inspect.isasyncgen(items):
+        return asyncio.run(spread_in_loop(task, items))
+    values: list[Any] = []
+    try:
+        for item in items:
+            if len(values) == task.num_returns:
+                _ignored(task)
+                break
+            values.append(item)
+    except Exception as error:
+        return _filled(task, values, error)
+    finally:
+        items.close()
+    return _filled(task, values, None)
+
+
+async def spread_in_loop(task: _native.Task, items: Any) -> Any:
+    """The same of an asynchronous generator."""
+    values: list[Any] = []
+    try:
+        async for item in items:
+            if len(values) == task.num_returns:
+                _ignored(task)
+                break
+            values.append(item)
+    except Exception as error:
+        return _filled(task, values, error)
+    finally:
+        await items.aclose()
+    return _filled(task, values, None)
+
+
+def _ignored(task: _native.Task) -> None:
+    wanted = f"{task.name} was declared with num_returns={task.num_returns}"
+    print(f"{wanted} and yielded more: the rest is ignored", file=sys.stderr)
+
+
+def _filled(task: _native.Task, values: list[Any], error: Exception | None) -> Any:
+    count = task.num_returns
+    if len(values) < count:
+        if error is None:
+            declared = f"{task.name} was declared with num_returns={count}"
+            error = ValueError(f"{declared} but yielded {len(values)} values")
+        if not values:
+            raise error
+        values += [_raising(error)] * (count - len(values))
+    elif error is not None:
+        raise error
+    return values[0] if count == 1 else values
 
 
 def drain(task: _native.Task, items: Any) -> Any:

@@ -10,7 +10,7 @@ import builtins
 import contextlib
 import pickle
 import types
-from typing import Any
+from typing import Any, NoReturn
 
 
 class ClusterError(Exception):
@@ -265,6 +265,20 @@ def _make(
     error.task_id = task
     error._text = text
     return error
+
+
+class _Raising:
+    """Stands in a task's results for one that did not come about: whoever reads it gets the exception instead."""
+
+    def __init__(self, story: bytes) -> None:
+        self.story = story
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise_told, (self.story,)
+
+
+def _raise_told(story: bytes) -> NoReturn:
+    raise _told(story)
 
 
 _STORY_MAX = 60_000

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from concurrent_ml import exceptions
-from concurrent_ml._executor import _traceback_of
+from concurrent_ml._reports import traceback_of
 from concurrent_ml.exceptions import TaskError, _from_failure, _story
 
 
@@ -139,7 +139,7 @@ def test_the_traceback_is_the_users_own():
         except ValueError as error:
             raise KeyError("outside") from error
     except KeyError as error:
-        told = _traceback_of(error)
+        told = traceback_of(error)
     assert "in inner" in told
     assert "direct cause" in told
     assert told.endswith("KeyError: 'outside'\n")
