@@ -12,7 +12,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ def client_of_large_puts() -> None:
 @api.remote
 def many_refs() -> list[Any]:
     return [api.put(1) for _ in range(10_000)]
+
+
+@api.remote(num_returns="streaming")
+def items(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b"ok"
 
 
 @api.remote(num_cpus=0)
@@ -203,6 +209,14 @@ def async_actor_calls_with_args() -> float:
     return rate(lambda: api.get([server.small_value_arg.remote(number) for number in range(1000)]), 1000)
 
 
+def stream_items() -> float:
+    def read() -> None:
+        for ref in items.remote(1000):
+            api.get(ref)
+
+    return rate(read, 1000)
+
+
 def groups() -> float:
     module = importlib.import_module("ray.util") if options.system == "ray" else api
 
@@ -239,6 +253,7 @@ ROWS: dict[str, Callable[[], float]] = {
     "1:1 async-actor calls async": lambda: thousand_calls(AsyncServer.remote()),
     "1:1 async-actor calls with args async": async_actor_calls_with_args,
     "n:n async-actor calls async": lambda: calls_from_many(AsyncServer),
+    "items of a stream, read one by one": stream_items,
     "placement group create and removal": groups,
 }
 INIT = "init to first result"

@@ -216,7 +216,10 @@ class ActorMethod(Generic[P, R]):
         """The same method with other options: `num_returns`, `concurrency_group`, `name`, `timeout`, and of
         what yields `stream_max_items`, `stream_max_bytes`.
         """
-        chosen = (self._options or self._declared()).changed(options)
+        before = self._options or self._declared()
+        chosen = before.changed(options)
+        if chosen.num_returns is None:
+            chosen = chosen.changed({"num_returns": self._declared().num_returns})
         return ActorMethod(
             self._ref, self._description, self._name, self._generation, chosen, pending=self._pending
         )

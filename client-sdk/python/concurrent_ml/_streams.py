@@ -89,6 +89,11 @@ class Collected:
             except RuntimeError:
                 return asyncio.run(collected)
             return collected
+        if not hasattr(items, "__next__"):
+            raise TypeError(
+                f'a function with num_returns="dynamic" is to be a generator, and this one returned a value of type '
+                f"{type(items).__name__}"
+            )
         put = _state.connected().put
         refs: list[ObjectRef[Any]] = []
         try:

@@ -341,7 +341,12 @@ def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> 
     return _told(payload)
 
 
+_also_said: dict[str, str] = {}
+"""What is added to the death of an actor whose message has these words."""
+
+
 def _actor_died(message: str, payload: bytes, task: str | None) -> BaseException:
+    message += "".join(f". {more}" for words, more in _also_said.items() if words in message)
     died = ActorDiedError(message)
     # The actor's id is that of its handle, the one result of what made it.
     died.actor_id = f"{task}.0" if task is not None else None

@@ -142,3 +142,17 @@ def test_who_gets_a_child_of_a_cancelled_task_hears_that_it_was_cancelled() -> N
         with pytest.raises(TaskCancelledError) as caught:
             cml.get(cancelled, timeout=20)
         assert not isinstance(caught.value, TaskError)
+
+
+def test_dynamic_is_for_generators() -> None:
+    def no_generator() -> list[int]:
+        return [1, 2]
+
+    with pytest.raises(TypeError, match="is to be a generator"):
+        cml.get(cml.remote(no_generator).options(num_returns="dynamic").remote(), timeout=20)
+
+
+def test_num_returns_none_is_what_the_method_declares() -> None:
+    actor = cml.remote(Maker).remote()
+    refs: Any = actor.items.options(num_returns=None).remote(3)
+    assert [cml.get(ref, timeout=20) for ref in refs] == [[0], [1], [2]]

@@ -227,6 +227,9 @@ impl Head {
         let mut nodes = Vec::new();
         let reason = match &task.state {
             TaskState::Waiting { .. } => self.why_waiting(task),
+            TaskState::Leased { .. } | TaskState::HandedOut { .. } if self.why_ahead(task).is_some() => {
+                self.why_ahead(task)?
+            }
             TaskState::Queued { .. } => {
                 let resources = &task.spec.template.resources;
                 nodes = self.nodes.iter().map(|(_, node)| self.what_node_lacks(node, task)).collect();

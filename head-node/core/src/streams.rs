@@ -4,6 +4,7 @@
 //! was known before is not told a second time. It gives back what was lost with the node that made it first. The end of
 //! a stream is the end of its task: every item precedes it on its way to the submitter.
 
+use cluster_types::task::ITEM_OVERHEAD;
 use cluster_types::{
     Attempt, Failure, FailureKind, HeadToNode, Map, ObjectId, ResultValue, TaskId, TaskResult,
 };
@@ -11,6 +12,7 @@ use cluster_types::{
 use crate::head::{Head, failure};
 use crate::objects::{Object, ObjectValue};
 use crate::slab::{NodeIx, ObjectIx, TaskIx};
+use crate::tasks::Task;
 
 /// What is known of a task that yields.
 #[derive(Debug, Default)]
@@ -23,6 +25,13 @@ pub(crate) struct Stream {
     pub closed: bool,
     /// Items that were lost, and that an attempt under way will make again.
     missing: Vec<u32>,
+}
+
+fn size_of(object: &Object) -> u64 {
+    match object.value {
+        ObjectValue::Available { size, .. } => size,
+        _ => 0,
+    }
 }
 
 /// By task, those that have not ended.
@@ -166,6 +175,32 @@ impl Head {
             },
             _ => id,
         }
+    }
+
+    /// A task that yields is as far ahead of its reader as it may be: says so.
+    pub(crate) fn why_ahead(&self, task: &Task) -> Option<String> {
+        let (limits, stream) = (task.spec.template.stream?, self.streams.get(&task.spec.id)?);
+        let ahead = stream.known.checked_sub(stream.taken).filter(|ahead| *ahead > 0 && !stream.closed)?;
+        let full = limits.max_items > 0 && ahead >= limits.max_items;
+        let bytes = || -> u64 {
+            let waiting =
+                (stream.taken..stream.known).filter_map(|at| self.objects.by_id(task.spec.id.item(at)));
+            waiting.map(|item| size_of(item) + ITEM_OVERHEAD).sum()
+        };
+        let may = match limits {
+            _ if full => format!("it may be {} ahead", limits.max_items),
+            _ if limits.max_bytes > 0 && bytes() >= limits.max_bytes => {
+                format!("they are {} bytes of the {} that it may be ahead", bytes(), limits.max_bytes)
+            }
+            _ => return None,
+        };
+        let node = task.node().map(|node| format!(" on node {}", self.nodes.name(node))).unwrap_or_default();
+        let reader = task.spec.id.client;
+        Some(format!(
+            "it runs{node} and waits for who reads its items, client {reader}: {} are yielded, {ahead} of them not \
+             taken, and {may}",
+            stream.known
+        ))
     }
 
     /// Why an item that is not known will never be, for people.

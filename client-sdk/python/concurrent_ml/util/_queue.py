@@ -31,6 +31,12 @@ class _QueueActor:
         self.maxsize = maxsize
         self.queue: asyncio.Queue[Any] = asyncio.Queue(maxsize)
 
+    def empty(self) -> bool:
+        return self.queue.empty()
+
+    def full(self) -> bool:
+        return self.queue.full()
+
     def qsize(self) -> int:
         return self.queue.qsize()
 

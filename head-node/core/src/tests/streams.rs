@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
+use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
     ClientKind, FailureKind, HeadToNode, Located, NodeToHead, ObjectId, Outcome, Resources, ResultValue,
     StreamLimits, TaskId, TaskResult, TaskTemplate,
@@ -249,4 +250,23 @@ fn lies_about_streams_change_nothing() {
     let Some(Located::Failed(failure)) = located(&mut scene, 1, task.item(3)) else { panic!() };
     assert!(failure.message.contains("does not exist"), "{}", failure.message);
     assert!(matches!(inline(b"a").value, ResultValue::Inline(_)));
+}
+
+#[test]
+fn why_a_producer_stands_still_names_its_reader() {
+    let mut scene = Scene::cluster(&[1]);
+    let task = stream(&mut scene, 1);
+    let by = scene.assigned_one();
+    let why = |scene: &Scene| match scene.head.answer(&Query::Why { task: task.to_string() }) {
+        Ok(QueryReply::Why(why)) => why.reason,
+        other => panic!("{other:?}"),
+    };
+    yields(&mut scene, &by, 0, inline(b"a"));
+    assert!(why(&scene).contains("has not ended"), "{}", why(&scene));
+    yields(&mut scene, &by, 1, inline(b"b"));
+    let told = why(&scene);
+    assert!(told.contains(&format!("waits for who reads its items, client {DRIVER}")), "{told}");
+    assert!(told.contains("2 are yielded, 2 of them not taken, and it may be 2 ahead"), "{told}");
+    scene.tell(1, NodeToHead::Taken { task, items: 1, closed: false });
+    assert!(why(&scene).contains("has not ended"), "{}", why(&scene));
 }

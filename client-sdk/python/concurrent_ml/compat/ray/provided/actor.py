@@ -45,7 +45,10 @@ class ActorClass(_actor.ActorClass[..., Any]):
         except ValueError as error:
             name = self._options.name
             if name and f"the name {name!r} is taken" in str(error):
-                raise ActorAlreadyExistsError(f"The name {name} is already taken: {error}") from None
+                raise ActorAlreadyExistsError(
+                    f"The name {name} is already taken. Please use a different name or get the existing actor using "
+                    f"ray.get_actor({name!r}): {error}"
+                ) from None
             raise
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:

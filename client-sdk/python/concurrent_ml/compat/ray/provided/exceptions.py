@@ -13,6 +13,7 @@ from ....exceptions import (
     TaskCancelledError,
     TaskUnschedulableError,
     WorkerCrashedError,
+    _also_said,
 )
 from ....exceptions import ActorError as RayActorError
 from ....exceptions import ClusterError as RayError
@@ -24,6 +25,14 @@ from ....exceptions import TaskError as RayTaskError
 from .._missing import getter
 
 __getattr__ = getter("ray.exceptions")
+
+# Programs look for these words.
+_also_said.update(
+    {
+        "with kill()": "The actor is dead because it was killed by `ray.kill`",
+        " is lost: ": "The actor died because its node has died",
+    }
+)
 
 ActorUnschedulableError = TaskUnschedulableError
 
