@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import heads
 from testkit import Host, Network, Role
 
 Figures = dict[str, float]
@@ -283,4 +284,6 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
         lambda: program(ACTORS),
     ),
     (("store's footprint under the mix, of live bytes",), lambda: program(FOOTPRINT, {"FOOTPRINT_RUN": "1"})),
+    ((heads.HEAD_RESTART,), heads.head_restart),
+    ((heads.FAILOVER,), heads.failover),
 ]

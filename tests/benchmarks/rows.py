@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from benchmarks.heads import FAILOVER, HEAD_RESTART
+
 
 @dataclass(frozen=True)
 class Row:
@@ -81,4 +83,6 @@ ALONE = (
     Row("a thousand actors of no CPU, made and called once", "s", at_most=10, lower_is_better=True),
     Row("an actor's private memory, one of a thousand", "MB", at_most=5, lower_is_better=True),
     Row("store's footprint under the mix, of live bytes", "×", at_most=2, lower_is_better=True),
+    Row(HEAD_RESTART, "s", at_most=2, lower_is_better=True),
+    Row(FAILOVER, "s", at_most=5, lower_is_better=True),
 )
