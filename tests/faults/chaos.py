@@ -46,6 +46,10 @@ class Chaos:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong that was not meant to."""
         if self._failure is not None:
             raise self._failure
 
@@ -160,6 +164,7 @@ def main() -> int:
                     if result != expected[name]:
                         print(f"FAILED: {name} gave another result, with seed {seed}", file=sys.stderr)
                         return 1
+                    chaos.check()
                     runs[name] += 1
                     print(f"{name}: right, in {seconds:.1f} s", file=sys.stderr)
         faults = ", ".join(f"{number} × {kind}" for kind, number in sorted(chaos.done.items()))
