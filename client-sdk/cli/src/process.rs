@@ -10,6 +10,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
 
+/// For how long a process may be about to end.
+const DYING: Duration = Duration::from_secs(5);
+
 /// A live process. The descriptor stands for it and no other, even when its id is used again.
 #[derive(Debug)]
 pub struct Daemon {
@@ -26,7 +29,12 @@ impl Daemon {
         let daemon = Self::open(pid)?;
         // Asked after the descriptor was made, so the answer is about the same process.
         let started: u64 = started.trim().parse().ok()?;
-        (start_time(pid)? == started).then_some(daemon)
+        let Some(is) = start_time(pid) else {
+            // Killed: until the last of its threads is gone it holds its locks, its socket and its ports.
+            daemon.wait(DYING);
+            return None;
+        };
+        (is == started).then_some(daemon)
     }
 
     /// The process that has this id now.

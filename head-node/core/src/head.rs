@@ -111,7 +111,7 @@ impl Head {
             actors: Actors::default(),
             groups: Groups::default(),
             lineage: Lineage::default(),
-            lineage_leaves_max: u64::MAX,
+            lineage_leaves_max: 0,
             delayed: BinaryHeap::new(),
             kept_states: KeptStates::default(),
             paused_actors: Vec::new(),

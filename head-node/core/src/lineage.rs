@@ -162,9 +162,12 @@ impl Head {
         }
     }
 
-    /// What specs may hold follows the size of the stores: a quarter of them.
+    /// What specs may hold follows the size of the stores: a quarter of them. Of nodes that come, at once; of nodes that
+    /// leave, in minutes: when they are lost is when it is needed.
     pub(crate) fn measure_lineage(&mut self) {
-        self.lineage_leaves_max = self.nodes.iter().map(|(_, node)| node.store.capacity / 4).sum();
+        let quarter: u64 = self.nodes.iter().map(|(_, node)| node.store.capacity / 4).sum();
+        let most = self.lineage_leaves_max;
+        self.lineage_leaves_max = quarter.max(most - most / 1024);
         self.keep_lineage_within_bounds();
     }
 

@@ -86,6 +86,7 @@ impl Head {
             self.count_feasible(shape);
         }
         self.nodes.mark_dirty(ix);
+        self.measure_lineage();
         self.judge_feasibility();
     }
 

@@ -211,18 +211,33 @@ fn what_was_lost_with_a_node_is_made_again_from_what_its_submitter_remembers() {
     scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
     end(&mut scene, 1);
     // Node 2, which had it, never comes.
-    let store = cluster_types::query::StoreUsage { capacity: 1 << 30, ..Default::default() };
-    for _ in 0..60 {
-        scene.now = scene.now + Span::millis(100);
-        scene.tell(1, NodeToHead::Heartbeat { store, executors: 0 });
-        scene.event(Event::Tick);
-    }
+    scene.incarnations.retain(|id, _| *id == node(1));
+    scene.pass(Span::secs(6));
     assert_eq!(scene.assigned(), []);
     scene.tell(1, NodeToHead::Locate(result));
     let assigned = scene.assigned_one();
     assert_eq!(assigned.task, spec.id);
     scene.done(&assigned, stored(10));
     assert_eq!(scene.finished(1, spec.id), None, "TASK-1: its submitter heard of its end long ago");
+}
+
+#[test]
+fn what_is_remembered_for_a_lost_node_outlives_its_loss_and_the_time_before_nodes_come() {
+    let mut scene = second(2);
+    scene.pass(Span::millis(100));
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    comes(&mut scene, 2, Some(4));
+    let spec = of_one_core(&mut scene);
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
+    kept(&mut scene, 2, result, 10);
+    end(&mut scene, 1);
+    end(&mut scene, 2);
+    scene.disconnect(2);
+    scene.tell(1, NodeToHead::Locate(result));
+    assert_eq!(scene.assigned_one().task, spec.id);
 }
 
 #[test]

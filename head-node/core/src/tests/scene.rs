@@ -163,8 +163,9 @@ impl Scene {
             self.now = (self.now + Span::millis(100)).min(end);
             let mut nodes: Vec<_> = self.incarnations.keys().map(|node| node.0).collect();
             nodes.sort_unstable();
+            let store = cluster_types::query::StoreUsage { capacity: 1 << 30, ..Default::default() };
             for n in nodes {
-                self.tell(n, NodeToHead::Heartbeat { store: Default::default(), executors: 0 });
+                self.tell(n, NodeToHead::Heartbeat { store, executors: 0 });
             }
             self.event(Event::Tick);
         }
