@@ -15,6 +15,8 @@ pub struct Config {
     pub token: String,
     /// Where what must survive the head is kept.
     pub state: StateAt,
+    /// The file that tasks which ended are written to; `None`: the next head does not show them.
+    pub history: Option<PathBuf>,
     /// Silence after which a node is declared lost.
     pub loss_timeout: Duration,
     /// Bytes that may wait for one node; a node that reads too slowly for that is closed (rule S7).
@@ -43,6 +45,7 @@ impl Config {
         Self {
             token: token.into(),
             state: StateAt::Memory,
+            history: None,
             loss_timeout: Duration::from_secs(5),
             outbox_limit: 256 << 20,
         }

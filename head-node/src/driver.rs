@@ -4,7 +4,7 @@
 //! and only then lets the turn's messages leave (rule H4), as one batch for each node.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use cluster_proto::Codec;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
+use crate::history::HistoryFile;
 use crate::outbox::{Full, Outbox};
 use crate::service::{Disconnect, Input};
 use crate::state::write_of;
@@ -48,9 +49,12 @@ pub(crate) struct Driver<C> {
     core: C,
     store: Box<dyn StateStore>,
     tenure: Tenure,
+    history: Option<HistoryFile>,
     /// As nodes were told last.
     heads: Heads,
     started: Instant,
+    /// Microseconds since 1970 at that moment: what is remembered of a task says the same in the next term.
+    epoch: u64,
     connections: Map<u64, Connection>,
     /// The connection of each admitted node.
     nodes: Map<NodeId, u64>,
@@ -83,13 +87,21 @@ struct Connection {
 }
 
 impl<C: Core> Driver<C> {
-    pub(crate) fn new(core: C, store: Box<dyn StateStore>, tenure: Tenure) -> Self {
+    pub(crate) fn new(
+        core: C,
+        store: Box<dyn StateStore>,
+        tenure: Tenure,
+        history: Option<HistoryFile>,
+    ) -> Self {
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             core,
             store,
             tenure,
+            history,
             heads: Heads::default(),
             started: Instant::now(),
+            epoch: u64::try_from(epoch.as_micros()).unwrap_or_default(),
             connections: Map::default(),
             nodes: Map::default(),
             questions: Map::default(),
@@ -240,7 +252,8 @@ impl<C: Core> Driver<C> {
     }
 
     fn step(&mut self, event: Event) {
-        let now = Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let now = Time(self.epoch.saturating_add(elapsed));
         self.unfinished |= self.core.step(now, event, &mut self.effects);
         self.sort_effects();
     }
@@ -290,6 +303,11 @@ impl<C: Core> Driver<C> {
                     if let Some(answer) = self.questions.remove(&number) {
                         // Who asked may have gone.
                         let _ = answer.send(reply);
+                    }
+                }
+                Effect::Remember(history) => {
+                    if let Some(file) = &mut self.history {
+                        file.write(&history);
                     }
                 }
                 Effect::Persist(record) => self.records.push(write_of(&record, &mut self.codec)),

@@ -10,6 +10,7 @@
 
 pub mod config;
 mod driver;
+mod history;
 mod leadership;
 mod outbox;
 mod serve;

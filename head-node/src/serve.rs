@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::driver::{Core, Driver};
+use crate::history::HistoryFile;
 use crate::leadership::Leadership;
 use crate::service::{Door, HeadService};
 use crate::store::StoreError;
@@ -47,6 +48,7 @@ pub async fn serve<C: Core>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HeadError> {
+    let history_at = config.history.clone();
     let mut leadership = Leadership::open(&config.state).await?;
     let loss_timeout = Span(u64::try_from(config.loss_timeout.as_micros()).unwrap_or(u64::MAX));
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
@@ -80,10 +82,17 @@ pub async fn serve<C: Core>(
             };
             let term = reign.begun.term;
             info!(term = term.0, address, "head leads");
-            let core = new_core(HeadConfig { loss_timeout, ..reign.begun });
+            let (file, history) = match &history_at {
+                Some(path) => {
+                    let (file, history) = HistoryFile::open(path, reign.begun.finished_kept);
+                    (Some(file), history)
+                }
+                None => Default::default(),
+            };
+            let core = new_core(HeadConfig { loss_timeout, history, ..reign.begun });
             let (inputs, received) = mpsc::unbounded_channel();
             door.send_replace(Door::Leads(inputs));
-            let driver = Driver::new(core, reign.store, reign.tenure);
+            let driver = Driver::new(core, reign.store, reign.tenure, file);
             match driver.run(received, leadership.position(), &mut shutdown).await {
                 Ok(()) => break,
                 Err(error) if leadership.can_return() => {

@@ -179,3 +179,38 @@ def test_the_head_may_die_again_and_again(net: Network):
     assert line(driver) == str(sum(range(12)))
     ended(driver)
     assert sorted(int(n) for n in ran.read_text().split()) == list(range(14))
+
+
+HISTORY = """
+import concurrent_ml as cml
+cml.init()
+
+@cml.remote(max_retries=0)
+def divide(n):
+    return 1 / n
+
+refs = [divide.remote(n) for n in range(3)]
+cml.wait(refs, num_returns=3)
+"""
+
+
+def test_tasks_that_ended_are_shown_by_the_next_head(net: Network):
+    a = net.host("a")
+    a.cluster_up(num_cpus=1)
+    a.python(HISTORY)
+
+    def shown() -> list[tuple[str, str, str]]:
+        return [(task["id"], task["state"], task["error"]) for task in a.cluster_json("list", "tasks")]
+
+    before = shown()
+    assert sorted(state for _, state, _ in before) == ["failed", "finished", "finished"]
+    history = a.directory / "history.jsonl"
+    wait_until(lambda: history.exists() and history.read_text().count("seq") == 3, 10, "they are written")
+    a.kill(Role.HEAD)
+    a.cluster_up(num_cpus=1)
+    assert shown() == before
+    failed = next(task for task, state, _ in before if state == "failed")
+    assert "division by zero" in a.cluster("why", failed).stdout
+    assert (a.cluster_json("status")["tasks"]["finished"], a.cluster_json("status")["tasks"]["failed"]) == (2, 1)
+    a.down()
+    assert not history.exists()

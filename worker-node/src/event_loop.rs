@@ -310,7 +310,7 @@ impl Daemon {
                 tracing::error!(reason, "the embedded head parted with its own node");
             }
             // Nobody asks an embedded head itself, and nothing of it outlives its driver.
-            Effect::Reply { .. } | Effect::Persist(_) => {}
+            Effect::Reply { .. } | Effect::Persist(_) | Effect::Remember(_) => {}
         }
     }
 

@@ -22,6 +22,7 @@ pub struct HeadSettings {
     pub listen: SocketAddr,
     pub token_file: PathBuf,
     pub state: PathBuf,
+    pub history: PathBuf,
     /// `etcd://...`: instead of the file.
     pub state_url: Option<String>,
     /// `host:port` where others reach this head.
@@ -59,6 +60,7 @@ pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::io("handle SIGINT"))?;
         let config = head_node::Config {
             state: state_at(&settings)?,
+            history: Some(settings.history.clone()),
             loss_timeout: Duration::from_millis(settings.loss_timeout_ms),
             ..head_node::Config::new(token(&settings.token_file)?)
         };

@@ -22,7 +22,9 @@ pub fn run(args: &DownArgs) -> Result<(), CliError> {
     let _lock = dir.lock()?;
     let ended = end_daemons(&dir)?;
     // What was ended on purpose is over; what was killed is taken up again by the next `cluster up`.
-    let _ = std::fs::remove_file(dir.state());
+    for path in [dir.state(), dir.history(), dir.history().with_extension("old")] {
+        let _ = std::fs::remove_file(path);
+    }
     report(args, &dir, &ended)
 }
 

@@ -68,6 +68,10 @@ impl RunDir {
     pub fn state(&self) -> PathBuf {
         self.0.join("head.redb")
     }
+    /// Tasks that ended; a file beside it has those of before.
+    pub fn history(&self) -> PathBuf {
+        self.0.join("history.jsonl")
+    }
 
     /// Makes the directory, or checks that nobody else can write in it: a stranger's socket there would be trusted.
     pub fn create(&self) -> Result<(), CliError> {

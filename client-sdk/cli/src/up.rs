@@ -139,6 +139,7 @@ fn start_head(config: &UpConfig) -> Result<u32, CliError> {
         listen: SocketAddr::new(config.listen_host(), config.port),
         token_file: dir.token(),
         state: dir.state(),
+        history: dir.history(),
         state_url: config.state.as_ref().map(ToString::to_string),
         address: outside(config),
         loss_timeout_ms: config.loss_timeout_ms,

@@ -6,6 +6,8 @@ use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, ObjectId, Span, TaskId, Term};
 
+use crate::tasks::History;
+
 /// What the head is told at its start; nothing in it changes later.
 #[derive(Clone, Debug)]
 pub struct HeadConfig {
@@ -29,6 +31,8 @@ pub struct HeadConfig {
     pub groups: Vec<KeptGroup>,
     /// Its objects with copies in durable storage.
     pub durables: Vec<KeptDurable>,
+    /// What ended before.
+    pub history: History,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -46,6 +50,7 @@ impl Default for HeadConfig {
             actors: Vec::new(),
             groups: Vec::new(),
             durables: Vec::new(),
+            history: History::default(),
             prefetch_max: 256,
         }
     }
@@ -135,6 +140,8 @@ pub enum Effect {
     },
     /// Write this to the state store (rule H1).
     Persist(Record),
+    /// Tasks that ended, for `HeadConfig::history` of the next start. It need not be written at once, nor at all.
+    Remember(History),
 }
 
 /// A change to what must survive the head.

@@ -27,6 +27,8 @@ use crate::tasks::Tasks;
 
 /// Objects freed in one step at most; the rest waits for the next (rule S6).
 const SWEEP_SLICE: usize = 20_000;
+/// Tasks that ended, for the disk, at one tick.
+const HISTORY_SLICE: usize = 500;
 
 /// A client attached to some node.
 #[derive(Debug)]
@@ -88,12 +90,14 @@ pub struct Head {
     pub(crate) recovery: Option<Recovery>,
     /// Notices to give unless a node joins first.
     pub(crate) notices: Vec<(Time, TaskIx, u32)>,
+    /// When `Remember` was said last.
+    history_written: Time,
 }
 
 impl Head {
     /// A head that knows nothing yet.
-    pub fn new(config: HeadConfig) -> Self {
-        let tasks = Tasks::new(config.term.0, config.finished_kept);
+    pub fn new(mut config: HeadConfig) -> Self {
+        let tasks = Tasks::new(config.term.0, config.finished_kept, std::mem::take(&mut config.history));
         let mut nodes = Nodes::default();
         nodes.incarnations.extend(config.roster.iter().map(|member| (member.node, member.incarnation)));
         let recovery = Recovery::of(&config.roster);
@@ -123,6 +127,7 @@ impl Head {
             to_free: Map::default(),
             to_delete: BTreeMap::new(),
             notices: Vec::new(),
+            history_written: Time::default(),
         }
     }
 
@@ -270,6 +275,7 @@ impl Head {
             self.lose_node(ix, &format!("it was silent for {:.1} s", heard.0 as f64 / 1e6));
         }
         self.send_pulses();
+        self.write_history();
         self.measure_lineage();
         self.look_at_draining();
         self.look_at_states();
@@ -277,6 +283,15 @@ impl Head {
         self.give_notices();
         self.resume_calls();
         self.care_for_the_starving();
+    }
+
+    /// At once where it is little; once a second where tasks end by the thousand.
+    fn write_history(&mut self) {
+        let late = self.now.since(self.history_written) >= Span::secs(1);
+        if let Some(history) = self.tasks.take_unwritten(if late { usize::MAX } else { HISTORY_SLICE }) {
+            self.history_written = self.now;
+            self.out.push(Effect::Remember(history));
+        }
     }
 
     fn forward_log(&mut self, lines: Vec<LogLine>) {

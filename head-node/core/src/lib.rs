@@ -53,3 +53,4 @@ mod values;
 
 pub use event::{Effect, Event, HeadConfig, Member, Record};
 pub use head::Head;
+pub use tasks::{Ended, History};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cluster_types::query::{NodeView, ObjectView, Query, QueryReply, StatusView, TaskView, WhyView};
-use cluster_types::{FailureKind, ObjectId, Resources, Span, TaskId};
+use cluster_types::{FailureKind, ObjectId, Resources, Set, Span, TaskId};
 
 use crate::head::Head;
 use crate::nodes::Node;
@@ -94,7 +94,11 @@ impl Head {
         }
         live.sort_unstable_by_key(key);
         let mut views: Vec<_> = live.into_iter().map(|task| (task.submitted, self.task_view(task))).collect();
-        let ended = self.tasks.history().iter().rev().take(limit);
+        // What was resubmitted to the next head may be in both, and twice in the history.
+        let mut seen: Set<TaskId> = Set::default();
+        let ended = self.tasks.history().iter().rev();
+        let ended =
+            ended.filter(|ended| seen.insert(ended.id) && self.tasks.find(ended.id).is_none()).take(limit);
         views.extend(ended.map(|ended| (ended.submitted, self.ended_view(ended))));
         views.sort_by_key(|(submitted, _)| std::cmp::Reverse(*submitted));
         views.truncate(limit);

@@ -100,19 +100,36 @@ impl Task {
     }
 }
 
-/// A task that ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
+/// A task that ended, as `list tasks` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Which.
     pub id: TaskId,
+    /// Its function's.
     pub name: Arc<str>,
+    /// Whose.
     pub job: JobId,
     /// Why it failed; `None`: it did not.
     pub error: Option<Arc<str>>,
     /// Where it ran, if anywhere.
     pub node: Option<Arc<str>>,
+    /// The last one.
     pub attempt: u32,
+    /// When.
     pub submitted: Time,
+    /// How long its function ran.
     pub micros: u64,
+}
+
+/// The tasks that ended last, and how many there were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// In the order in which they ended.
+    pub tasks: Vec<Ended>,
+    /// Since the cluster began.
+    pub finished: u64,
+    /// Since the cluster began.
+    pub failed: u64,
 }
 
 /// The table, by submitter and then by number.
@@ -126,24 +143,29 @@ pub(crate) struct Tasks {
     history: VecDeque<Ended>,
     history_ids: Map<ClientId, Set<u64>>,
     history_kept: usize,
-    /// Ended since the start: well, and not.
+    /// How many of the last were not given out to be written.
+    unwritten: usize,
+    /// Ended since the cluster began: well, and not.
     pub finished: u64,
     pub failed: u64,
 }
 
 impl Tasks {
-    pub fn new(term: u32, history_kept: usize) -> Self {
+    /// Of tasks that ended in a term before, only people want to know: a task is not known by them as ended.
+    pub fn new(term: u32, history_kept: usize, before: History) -> Self {
+        let skipped = before.tasks.len().saturating_sub(history_kept);
         Self {
             slab: Slab::default(),
             submitters: Map::default(),
             count: 0,
             stamps: 0,
             term,
-            history: VecDeque::new(),
+            history: before.tasks.into_iter().skip(skipped).collect(),
             history_ids: Map::default(),
             history_kept,
-            finished: 0,
-            failed: 0,
+            unwritten: 0,
+            finished: before.finished,
+            failed: before.failed,
         }
     }
 
@@ -225,11 +247,23 @@ impl Tasks {
         }
         self.history_ids.entry(ended.id.client).or_default().insert(ended.id.seq);
         self.history.push_back(ended);
+        self.unwritten += 1;
         while self.history.len() > self.history_kept {
             if let Some(oldest) = self.history.pop_front() {
                 self.forget_ended(oldest.id);
             }
         }
+    }
+
+    /// What ended since this was asked last, as far as it is remembered; `None`: nothing did, or too much for now.
+    pub fn take_unwritten(&mut self, most: usize) -> Option<History> {
+        if self.unwritten == 0 || self.unwritten > most {
+            return None;
+        }
+        let known = self.history.len().saturating_sub(self.unwritten);
+        self.unwritten = 0;
+        let tasks = self.history.range(known..).cloned().collect();
+        Some(History { tasks, finished: self.finished, failed: self.failed })
     }
 
     fn forget_ended(&mut self, id: TaskId) {

@@ -615,6 +615,7 @@ impl World {
                     }
                 }
                 head_core::Effect::Persist(record) => self.disk.write(record),
+                head_core::Effect::Remember(_) => {}
                 head_core::Effect::Reply { .. } => {}
             }
         }
