@@ -390,15 +390,11 @@ impl Head {
             }
             _ => None,
         };
-        if spec.template.stream.is_some() {
-            self.end_stream(
-                spec.id,
-                match &outcome {
-                    Outcome::Failed(failure) => Some(failure),
-                    Outcome::Ok(_) => None,
-                },
-            );
-        }
+        let items = match &outcome {
+            _ if spec.template.stream.is_none() => 0,
+            Outcome::Failed(failure) => self.end_stream(spec.id, Some(failure)),
+            Outcome::Ok(_) => self.end_stream(spec.id, None),
+        };
         let is_group = matches!(spec.template.kind, TaskKind::Group(_));
         let outcome = match outcome {
             // Also of one that ended well before and was submitted anew: its submitter had been out of touch.
@@ -412,13 +408,14 @@ impl Head {
         let leaves_something = matches!(
             &outcome,
             Outcome::Ok(results) if task.made_again || results.iter().any(is_stored)
-        );
+        ) || (matches!(&outcome, Outcome::Ok(_))
+            && self.has_stored_items(spec.id, items));
         match &outcome {
             Outcome::Ok(_) if is_group => self.set_group_value(ix, &spec),
             _ => self.set_results(ix, &spec, outcome, home),
         }
         if leaves_something {
-            self.keep_lineage(&spec, task.attempt, task.retries);
+            self.keep_lineage(&spec, items, task.attempt, task.retries);
         }
         self.let_go(&spec);
         if let Some(cause) = death.as_ref().filter(|_| is_group) {

@@ -34,14 +34,24 @@ pub(crate) struct Lineage {
 #[derive(Debug)]
 struct Kept {
     spec: Arc<TaskSpec>,
+    /// Those that it yielded.
+    items: u32,
     attempts: u32,
     retries: u32,
-    /// Results in the table of objects, and kept tasks that take one.
+    /// Results and items in the table of objects, and kept tasks that take one.
     wanted: u32,
     bytes: u64,
     leaves: Vec<ObjectId>,
     /// The kept makers of its arguments, as often as it takes one.
     makers: Vec<TaskId>,
+}
+
+/// The results of a task, and what it yielded.
+fn made_by(spec: &TaskSpec, items: u32) -> impl Iterator<Item = ObjectId> {
+    let id = spec.id;
+    (0..spec.template.num_returns)
+        .map(move |index| id.result(index))
+        .chain((0..items).map(move |at| id.item(at)))
 }
 
 impl Lineage {
@@ -58,24 +68,26 @@ impl Lineage {
 
 impl Head {
     /// A task ended well, and left something in the stores. Called while it still holds its arguments.
-    pub(crate) fn keep_lineage(&mut self, spec: &Arc<TaskSpec>, attempts: u32, retries: u32) {
+    pub(crate) fn keep_lineage(&mut self, spec: &Arc<TaskSpec>, items: u32, attempts: u32, retries: u32) {
         let id = spec.id;
         if let Some(kept) = self.lineage.kept.get_mut(&id) {
             (kept.attempts, kept.retries) = (attempts, retries);
             return;
         }
         let template = &spec.template;
-        let can_run_again = template.can_run_again();
-        let exists = |index: &u32| {
-            let object = self.objects.by_id(id.result(*index));
+        // Of a stream that ended under the head before, nodes may still have to tell what there is.
+        let is_whole = items == 0 || !self.is_recovering() && self.knows_items(id, items);
+        let can_run_again = template.can_run_again() && is_whole;
+        let exists = |id: &ObjectId| {
+            let object = self.objects.by_id(*id);
             object.is_some_and(|object| matches!(object.value, ObjectValue::Available { .. }))
         };
-        let results = (0..template.num_returns).filter(exists);
+        let results = made_by(spec, items).filter(exists);
         let wanted = if can_run_again { results.count() as u32 } else { 0 };
         if wanted == 0 {
             return;
         }
-        self.insert_lineage(spec, attempts, retries, wanted);
+        self.insert_lineage(spec, items, (attempts, retries), wanted);
         self.keep_lineage_within_bounds();
     }
 
@@ -101,7 +113,7 @@ impl Head {
                 let value = self.objects.get(ix).map(|object| &object.value);
                 wanted += u32::from(matches!(value, Some(ObjectValue::Available { .. })));
             }
-            self.insert_lineage(spec, 0, 0, wanted);
+            self.insert_lineage(spec, 0, (0, 0), wanted);
         }
         for spec in specs.iter().rev() {
             if self.lineage.kept.get(&spec.id).is_some_and(|kept| kept.wanted == 0) {
@@ -111,7 +123,13 @@ impl Head {
         self.keep_lineage_within_bounds();
     }
 
-    fn insert_lineage(&mut self, spec: &Arc<TaskSpec>, attempts: u32, retries: u32, wanted: u32) {
+    fn insert_lineage(
+        &mut self,
+        spec: &Arc<TaskSpec>,
+        items: u32,
+        (attempts, retries): (u32, u32),
+        wanted: u32,
+    ) {
         let (id, template) = (spec.id, &spec.template);
         let payload = match &spec.payload {
             Payload::Inline(bytes) => bytes.len() as u64,
@@ -145,7 +163,7 @@ impl Head {
         }
         let bytes = SPEC_BYTES + payload + 16 * (leaves.len() + makers.len()) as u64;
         self.lineage.bytes += bytes;
-        let kept = Kept { spec: spec.clone(), attempts, retries, wanted, bytes, leaves, makers };
+        let kept = Kept { spec: spec.clone(), items, attempts, retries, wanted, bytes, leaves, makers };
         self.lineage.kept.insert(id, kept);
         self.lineage.order.push_back(id);
     }
@@ -177,6 +195,11 @@ impl Head {
         if let Some((task, _)) = object.id.task().filter(|_| was_counted) {
             self.unwant(vec![task]);
         }
+    }
+
+    /// An item of this task, which ran again, did not come again.
+    pub(crate) fn item_is_lost(&mut self, task: TaskId) {
+        self.unwant(vec![task]);
     }
 
     /// It cannot be run again: what it made stays, as long as there are copies.
@@ -241,6 +264,7 @@ impl Head {
                     self.want_again(id);
                 }
             }
+            self.note_missing(id);
         }
         for task_ix in &entered {
             let Some(spec) = self.tasks.get(*task_ix).map(|task| task.spec.clone()) else { continue };
@@ -280,8 +304,8 @@ impl Head {
             }
             let kept = self.lineage.kept.get(&task).ok_or_else(|| {
                 format!(
-                    "what {id} was made of is not kept: it came of a call to an actor, of a stream, of a task with \
-                     max_retries=0, or too long ago"
+                    "what {id} was made of is not kept: it came of a call to an actor, of a task with max_retries=0, or too \
+                     long ago"
                 )
             })?;
             let template = &kept.spec.template;
@@ -332,6 +356,10 @@ impl Head {
     fn enter_again(&mut self, task: TaskId) -> Option<TaskIx> {
         let kept = self.lineage.kept.get(&task)?;
         let (spec, attempts, retries) = (kept.spec.clone(), kept.attempts, kept.retries + 1);
+        if spec.template.stream.is_some() {
+            let items = kept.items;
+            self.begin_again(task, items);
+        }
         let task_ix = self.enter_shape((*spec).clone());
         if let Some(task) = self.tasks.get_mut(task_ix) {
             task.attempt = attempts;
@@ -352,13 +380,13 @@ impl Head {
             }
         }
         for (id, kept) in &self.lineage.kept {
-            let counts = |index: &u32| {
-                let object = self.objects.by_id(id.result(*index));
+            let counts = |id: &ObjectId| {
+                let object = self.objects.by_id(*id);
                 object.is_some_and(|object| {
                     matches!(object.value, ObjectValue::Available { .. } | ObjectValue::Pending(_))
                 })
             };
-            let results = (0..kept.spec.template.num_returns).filter(counts).count() as u32;
+            let results = made_by(&kept.spec, kept.items).filter(counts).count() as u32;
             let makers = taken.get(id).copied().unwrap_or(0);
             if kept.wanted != results + makers {
                 return Err(format!(

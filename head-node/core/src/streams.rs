@@ -25,6 +25,8 @@ pub(crate) struct Stream {
     pub closed: bool,
     /// Items that were lost, and that an attempt under way will make again.
     missing: Vec<u32>,
+    /// The task ended before and runs only to make those again.
+    again: bool,
 }
 
 fn size_of(object: &Object) -> u64 {
@@ -53,6 +55,11 @@ impl Head {
         let Some((ix, stream)) = current.zip(self.streams.get_mut(&task)) else {
             return self.spare_value(node, id);
         };
+        if index == stream.known && stream.again && !stream.closed {
+            // It yields more than it did: nobody was told of that.
+            self.close_stream(task);
+            return self.spare_value(node, id);
+        }
         if index != stream.known || stream.closed {
             // A hole can only be a lie.
             if index < stream.known {
@@ -214,8 +221,9 @@ impl Head {
     }
 
     /// The task ended. A failure stands where the next item would.
-    pub(crate) fn end_stream(&mut self, task: TaskId, failed: Option<&Failure>) {
-        let Some(stream) = self.streams.remove(&task) else { return };
+    /// Returns how many items there are.
+    pub(crate) fn end_stream(&mut self, task: TaskId, failed: Option<&Failure>) -> u32 {
+        let Some(stream) = self.streams.remove(&task) else { return 0 };
         for index in stream.missing {
             let Some(ix) = self.objects.find(task.item(index)) else { continue };
             if !self.objects.get(ix).is_some_and(|item| matches!(item.value, ObjectValue::Pending(_))) {
@@ -226,10 +234,12 @@ impl Head {
                 "object {id} is lost: no node has a copy any more, and its task did not yield it again. Compute it again"
             );
             self.objects.set_failed(ix, failure(FailureKind::ObjectLost, message, Some(task)));
+            self.item_is_lost(task);
             self.value_known(ix);
         }
         if let Some(failure) = failed
             && !stream.closed
+            && !stream.again
             && self.clients.contains_key(&task.client)
         {
             let ix = self.objects.find_or_insert(task.item(stream.known), || ObjectValue::Unknown);
@@ -239,6 +249,35 @@ impl Head {
             }
             self.value_known(ix);
         }
+        stream.known
+    }
+
+    /// The task, which yielded so many items, runs once more to make some of them again.
+    pub(crate) fn begin_again(&mut self, task: TaskId, items: u32) {
+        self.streams.insert(task, Stream { known: items, taken: items, again: true, ..Stream::default() });
+    }
+
+    /// This object is to come of a task that is in the table again.
+    pub(crate) fn note_missing(&mut self, id: ObjectId) {
+        if let Some((task, at)) = id.task().filter(|(_, at)| *at > 0)
+            && let Some(stream) = self.streams.get_mut(&task)
+        {
+            stream.missing.push(at - 1);
+        }
+    }
+
+    /// Whether it is known of each item what became of it.
+    pub(crate) fn knows_items(&self, task: TaskId, items: u32) -> bool {
+        let is_known = |item: &Object| !matches!(item.value, ObjectValue::Unknown | ObjectValue::Pending(_));
+        (0..items).all(|at| self.objects.by_id(task.item(at)).is_none_or(is_known))
+    }
+
+    /// Whether an item of this task is in the stores only.
+    pub(crate) fn has_stored_items(&self, task: TaskId, items: u32) -> bool {
+        (0..items).any(|at| {
+            let item = self.objects.by_id(task.item(at));
+            item.is_some_and(|item| matches!(item.value, ObjectValue::Available { inline: None, .. }))
+        })
     }
 
     /// What must hold of streams between steps.

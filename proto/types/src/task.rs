@@ -43,10 +43,7 @@ pub struct TaskTemplate {
 impl TaskTemplate {
     /// Whether a task that ended well may run once more to make again what it left in the stores, should that be lost.
     pub fn can_run_again(&self) -> bool {
-        self.kind == TaskKind::Function
-            && self.max_retries != 0
-            && self.stream.is_none()
-            && self.variants.is_empty()
+        self.kind == TaskKind::Function && self.max_retries != 0 && self.variants.is_empty()
     }
 }
 

@@ -259,7 +259,8 @@ impl Node {
             }
             FinishedOutcome::Failed(_) => false,
         };
-        if !in_stores || !spec.template.can_run_again() {
+        // Of a stream only the head knows how many items there were.
+        if !in_stores || !spec.template.can_run_again() || spec.template.stream.is_some() {
             let untaken = self.remembered.let_go_of(spec);
             return self.forget_made(untaken);
         }

@@ -11,6 +11,7 @@ use cluster_types::{
 };
 
 use super::scene::*;
+use crate::event::Effect;
 
 /// The driver on node 1 submits a task that yields.
 fn stream(scene: &mut Scene, cores: i64) -> TaskId {
@@ -269,4 +270,49 @@ fn why_a_producer_stands_still_names_its_reader() {
     assert!(told.contains("2 are yielded, 2 of them not taken, and it may be 2 ahead"), "{told}");
     scene.tell(1, NodeToHead::Taken { task, items: 1, closed: false });
     assert!(why(&scene).contains("has not ended"), "{}", why(&scene));
+}
+
+#[test]
+fn items_of_a_stream_that_ended_are_made_again_by_running_it_once_more() {
+    let mut scene = Scene::cluster(&[0, 1, 1]);
+    let plain = scene.template("g", Resources::cpus(1));
+    let limits = StreamLimits { max_items: 1, max_bytes: 0 };
+    let template = TaskTemplate { stream: Some(limits), max_retries: 2, ..(*plain).clone() };
+    let spec = scene.spec(DRIVER, Arc::new(template), &[]);
+    let task = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    let by = scene.assigned_one();
+    for index in 0..3 {
+        yields(&mut scene, &by, index, stored(1 << 20));
+        scene.tell(1, NodeToHead::Taken { task, items: index + 1, closed: false });
+    }
+    scene.done(&by, inline(b"end"));
+    scene.drop_hold(1, DRIVER, task.item(0));
+    scene.said.clear();
+    scene.disconnect(by.node.0);
+    assert_eq!(located(&mut scene, 1, task.item(1)), None, "it will come");
+    let there = 5 - by.node.0;
+    let told = |effect: &Effect| matches!(effect, Effect::ToNode { node: to, message: HeadToNode::Taken { items: 3, closed: false, .. } } if *to == node(there));
+    assert!(scene.said.iter().any(told), "nothing is waited for");
+    let again = scene.assigned_one();
+    assert_eq!((again.task, again.node), (task, node(there)));
+    scene.said.clear();
+    yields(&mut scene, &again, 0, stored(1 << 20));
+    assert_eq!(scene.freed(again.node.0), [task.item(0)], "nobody has a handle on it");
+    yields(&mut scene, &again, 1, stored(1 << 20));
+    let heard = scene.heard(1);
+    assert!(
+        heard
+            .iter()
+            .any(|message| matches!(message, HeadToNode::Located { object, .. } if *object == task.item(1)))
+    );
+    assert!(!heard.iter().any(|message| matches!(message, HeadToNode::Item { .. })), "told once");
+    // It yields other than before: one too few, whose reader hears of that.
+    assert_eq!(located(&mut scene, 1, task.item(2)), None);
+    scene.said.clear();
+    scene.done(&again, inline(b"end"));
+    assert!(
+        matches!(found(&mut scene, 1), Some(Located::Failed(failure)) if failure.kind == FailureKind::ObjectLost)
+    );
+    assert!(scene.finished(1, task).is_none(), "TASK-1");
 }
