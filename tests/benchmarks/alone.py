@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from benchmarks import heads
 from testkit import Host, Network, Role
 
 Figures = dict[str, float]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def program(text: str, env: dict[str, str] | None = None, timeout: float = 600) -> Figures:
@@ -264,6 +267,41 @@ def million() -> Figures:
         return json.loads(host.python(MILLION, timeout=900, arguments=arguments).stdout.splitlines()[-1])
 
 
+def rust() -> Figures:
+    """The Rust SDK's own figures, from its example that measures them, built as users build."""
+    cargo = shutil.which("cargo") or str(Path.home() / ".cargo/bin/cargo")
+    build = [
+        cargo,
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--package",
+        "concurrent-ml",
+        "--example",
+        "figures",
+    ]
+    subprocess.run(build, cwd=ROOT, check=True)
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    # The command that came with the package.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("CLUSTER_")}
+    environment = {**inherited, "CLUSTER_BINARY": str(Path(sys.executable).parent / "cluster")}
+    done = subprocess.run(
+        [target / "release/examples/figures"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "Rust: no-op tasks from one client": figures["rust_tasks_per_second"],
+        "Rust: a no-op task, sync": figures["rust_sync_us"],
+        "Rust: get of an 800 MB ndarray on its node": figures["rust_get_800_mb_first_ms"],
+    }
+
+
 MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
     (("put of a touched source, of a plain copy",), lambda: program(TOUCHED)),
     (("view of an 800 MB array on its node",), lambda: program(VIEW)),
@@ -286,4 +324,12 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
     (("store's footprint under the mix, of live bytes",), lambda: program(FOOTPRINT, {"FOOTPRINT_RUN": "1"})),
     ((heads.HEAD_RESTART,), heads.head_restart),
     ((heads.FAILOVER,), heads.failover),
+    (
+        (
+            "Rust: no-op tasks from one client",
+            "Rust: a no-op task, sync",
+            "Rust: get of an 800 MB ndarray on its node",
+        ),
+        rust,
+    ),
 ]

@@ -85,4 +85,7 @@ ALONE = (
     Row("store's footprint under the mix, of live bytes", "×", at_most=2, lower_is_better=True),
     Row(HEAD_RESTART, "s", at_most=2, lower_is_better=True),
     Row(FAILOVER, "s", at_most=5, lower_is_better=True),
+    Row("Rust: no-op tasks from one client", "/s", at_least=100_000),
+    Row("Rust: a no-op task, sync", "µs", at_most=120, lower_is_better=True),
+    Row("Rust: get of an 800 MB ndarray on its node", "ms", at_most=1, lower_is_better=True),
 )

@@ -211,6 +211,9 @@ def test_tasks_that_ended_are_shown_by_the_next_head(net: Network):
     assert shown() == before
     failed = next(task for task, state, _ in before if state == "failed")
     assert "division by zero" in a.cluster("why", failed).stdout
-    assert (a.cluster_json("status")["tasks"]["finished"], a.cluster_json("status")["tasks"]["failed"]) == (2, 1)
+    assert (a.cluster_json("status")["tasks"]["finished"], a.cluster_json("status")["tasks"]["failed"]) == (
+        2,
+        1,
+    )
     a.down()
     assert not history.exists()

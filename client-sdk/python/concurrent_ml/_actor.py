@@ -625,6 +625,10 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
             f"there is no actor named {name!r} in namespace {space!r}: it was not made, has died, or lives in another "
             "namespace (see `cluster list actors`)"
         )
+    from . import rust
+
+    if found[1].startswith(rust.HANDLE):
+        return cast(Any, rust._handle_from(*found))
     return _handle_from(*found)
 
 
@@ -633,6 +637,11 @@ def kill(actor: ActorHandle[Any] | Actor, *, no_restart: bool = True) -> None:
 
     With `no_restart=False` it is made anew, if it has restarts left (`max_restarts`).
     """
+    from . import rust
+
+    if isinstance(actor, rust.RustActor):
+        _state.connected().kill(actor._ref, not no_restart)
+        return
     if not isinstance(actor, ActorHandle):
         hint = "; cancel() ends a task" if isinstance(actor, ObjectRef) else ""
         raise TypeError(

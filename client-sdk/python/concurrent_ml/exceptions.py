@@ -336,7 +336,9 @@ def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> 
         unavailable = ActorUnavailableError(message)
         unavailable.actor_id = f"{task}.0" if task is not None else None
         return unavailable
-    if kind != "Exception" or not payload:
+    if kind == "Exception" and (not payload or payload.startswith(_RUST)):
+        return _told_by_rust(message, payload, task)
+    if kind != "Exception":
         return _KINDS.get(kind, ClusterError)(message)
     return _told(payload)
 
@@ -344,13 +346,25 @@ def _from_failure(kind: str, message: str, payload: bytes, task: str | None) -> 
 _also_said: dict[str, str] = {}
 """What is added to the death of an actor whose message has these words."""
 
+_RUST = b"rust backtrace\n"
+"""Begins what a Rust program tells of a panic. No pickle begins so."""
+
+
+def _told_by_rust(message: str, payload: bytes, task: str | None) -> TaskError:
+    """The error of a task in Rust, with the backtrace of a panic."""
+    trace = payload.removeprefix(_RUST).decode(errors="replace")
+    error = TaskError(message)
+    error._text = f"{message}\n\nRust's backtrace:\n{trace}" if trace else message
+    error.remote_traceback, error.task_id = trace, task
+    return error
+
 
 def _actor_died(message: str, payload: bytes, task: str | None) -> BaseException:
     message += "".join(f". {more}" for words, more in _also_said.items() if words in message)
     died = ActorDiedError(message)
     # The actor's id is that of its handle, the one result of what made it.
     died.actor_id = f"{task}.0" if task is not None else None
-    if payload:
+    if payload and not payload.startswith(_RUST):
         cause = _told(payload)
         died.args = (f"{message}\n\n{cause}",) if str(cause) not in message else (message,)
         died.cause = getattr(cause, "cause", None) or cause

@@ -10,6 +10,7 @@ use client_runtime::{
     Client as Runtime, ClientError, CompletionQueue, ConnectOptions, Got, HandleSource, Interrupt,
     Interrupted, Notice, Target,
 };
+use cluster_store::layout::Kind;
 use cluster_types::client_node::{Cancellation, LogLine};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{ClientKind, JobInfo, ObjectId, TaskId};
@@ -22,7 +23,8 @@ use crate::executor::{Task, within};
 use crate::function::random_job;
 use crate::generator::ObjectRefGenerator;
 use crate::object_ref::ObjectRef;
-use crate::value::{from_bytes, to_parcel};
+use crate::plain::to_plain;
+use crate::value::{from_bytes, to_parcel, write};
 
 /// Runs something that may wait, without the GIL; signals are looked at meanwhile (rule E4).
 pub(crate) fn interruptible<T: Send>(
@@ -304,6 +306,20 @@ impl Client {
     fn put(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<ObjectRef> {
         let (parcel, refs) = to_parcel(py, &self.inner, value, "the value")?;
         let id = self.inner.put(parcel, &refs).map_err(|error| client_error(py, error, None))?;
+        Ok(ObjectRef::new(&self.inner, id))
+    }
+
+    /// Stores a value that programs in every language read.
+    fn put_plain(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<ObjectRef> {
+        let (parcel, refs) = to_plain(py, &self.inner, value, "the value")?;
+        let id = self.inner.put(parcel, &refs).map_err(|error| client_error(py, error, None))?;
+        Ok(ObjectRef::new(&self.inner, id))
+    }
+
+    /// Stores bytes as they are: a program, say.
+    fn put_raw(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<ObjectRef> {
+        let parcel = write(py, &self.inner, Kind::RAW, bytes, &[])?;
+        let id = self.inner.put(parcel, &[]).map_err(|error| client_error(py, error, None))?;
         Ok(ObjectRef::new(&self.inner, id))
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client_runtime::{ClientError, Got, HandleSource, Task as Claimed, ValueBytes, Work};
+use cluster_store::layout::{Kind, View};
 use cluster_types::client_node::{Cancellation, ExecutorFailure};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{ActorTraits, Failure, FailureKind, ObjectId, Payload, Refs, StreamLimits, TaskKind};
@@ -19,6 +20,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use crate::connection::{Client, Completions, interruptible};
 use crate::errors::{client_error, failure_error};
 use crate::object_ref::ObjectRef;
+use crate::plain::to_plain;
 use crate::value::{from_bytes, to_parcel};
 
 /// Whether this process runs several tasks at once.
@@ -104,6 +106,46 @@ impl Task {
 }
 
 impl Task {
+    /// Whether it was called with plain values: from a program in another language, which reads nothing else.
+    fn is_plain(&self) -> bool {
+        let kind = |bytes: &[u8]| View::parse(bytes).is_ok_and(|view| view.kind() == Kind::PLAIN);
+        match &self.claimed.spec.payload {
+            Payload::Inline(bytes) => kind(bytes),
+            Payload::Stored(id) => self
+                .claimed
+                .values
+                .iter()
+                .any(|(have, got)| have == id && matches!(got, Got::Value(bytes) if kind(bytes))),
+        }
+    }
+
+    /// What it made, as its caller reads it.
+    fn made(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        what: &str,
+    ) -> PyResult<(client_runtime::Parcel, Vec<ObjectId>)> {
+        match self.is_plain() {
+            true => to_plain(py, &self.client, value, what),
+            false => to_parcel(py, &self.client, value, what),
+        }
+    }
+
+    /// `[places, arguments, nothing]`, as `plain::arguments` writes them.
+    fn plain_arguments<'py>(
+        &self,
+        packed: &Bound<'py, PyList>,
+    ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let py = packed.py();
+        let args = packed.get_item(1)?.cast_into::<PyList>()?;
+        let places: Vec<usize> = packed.get_item(0)?.extract()?;
+        for (place, id) in places.iter().zip(self.claimed.spec.deps.iter()) {
+            args.set_item(*place, self.value(py, *id)?)?;
+        }
+        Ok((args.to_tuple(), PyDict::new(py)))
+    }
+
     /// Waits for the next one, or for the tag of one to cancel; `None` when no more will come.
     pub(crate) fn next<'py>(
         py: Python<'py>,
@@ -348,6 +390,9 @@ impl Task {
                 from_bytes(py, &self.client, &bytes, HandleSource::Task)?
             }
         };
+        if let Ok(packed) = packed.cast::<PyList>() {
+            return self.plain_arguments(packed);
+        }
         let packed = packed.cast_into::<PyTuple>()?;
         let args = packed.get_item(0)?.cast_into::<PyTuple>()?;
         let kwargs = packed.get_item(1)?;
@@ -398,7 +443,7 @@ impl Task {
     /// Yields the next item. False: nobody wants it, nor any more.
     fn yield_item(&self, py: Python<'_>, item: &Bound<'_, PyAny>) -> PyResult<bool> {
         let what = format!("an item of {}", self.claimed.spec.template.name);
-        let (parcel, refs) = to_parcel(py, &self.client, item, &what)?;
+        let (parcel, refs) = self.made(py, item, &what)?;
         self.client
             .yield_item(self.claimed.tag, parcel, Refs::from_vec(refs))
             .map_err(|error| client_error(py, error, None))
@@ -432,7 +477,7 @@ impl Task {
         let mut values = Vec::new();
         match template.num_returns {
             0 => {}
-            1 => values.push(to_parcel(py, &self.client, result, &format!("the result of {name}"))?),
+            1 => values.push(self.made(py, result, &format!("the result of {name}"))?),
             count => {
                 let count = count as usize;
                 let wrong = |returned: String| {
@@ -450,7 +495,7 @@ impl Task {
                 }
                 for (index, value) in many.iter().enumerate() {
                     let what = format!("value {index} of the result of {name}");
-                    values.push(to_parcel(py, &self.client, value, &what)?);
+                    values.push(self.made(py, value, &what)?);
                 }
             }
         }

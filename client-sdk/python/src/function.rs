@@ -18,6 +18,7 @@ use crate::executor::{for_executor, within};
 use crate::generator::ObjectRefGenerator;
 use crate::object_ref::ObjectRef;
 use crate::placement::{self, Given};
+use crate::plain;
 use crate::value::to_parcel;
 
 /// A remote function, a class to make actors of, or a method of an actor: ready to be called.
@@ -30,6 +31,8 @@ pub(crate) struct Function {
     parameters: Option<Parameters>,
     /// Called with the arguments of a call that cannot be made; raises what is wrong with them.
     complain: Py<PyAny>,
+    /// Its arguments and results are plain values: it is in another language.
+    plain: bool,
 }
 
 /// What a call's arguments must be like, so that a wrong call fails where it is written and not on some node. From a
@@ -101,7 +104,7 @@ pub(crate) fn amount(name: &str, number: f64) -> PyResult<Amount> {
 #[pymethods]
 impl Function {
     #[new]
-    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy, parameters, complain, actor=None, method=None, timeout=None, stream=None, variants=Vec::new(), backoff=(0, 0, 0), durable=false))]
+    #[pyo3(signature = (client, function, name, *, num_cpus, num_gpus, memory, resources, num_returns, max_retries, retry_exceptions, env_vars, strategy, parameters, complain, actor=None, method=None, plain=false, timeout=None, stream=None, variants=Vec::new(), backoff=(0, 0, 0), durable=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         client: &Client,
@@ -120,6 +123,7 @@ impl Function {
         complain: Py<PyAny>,
         actor: Option<Traits>,
         method: Option<(String, String, bool)>,
+        plain: bool,
         timeout: Option<f64>,
         stream: Option<(u32, u64)>,
         variants: Vec<BTreeMap<String, f64>>,
@@ -164,6 +168,7 @@ impl Function {
             _function: function.unbind(),
             parameters,
             complain,
+            plain,
         })
     }
 
@@ -179,8 +184,14 @@ impl Function {
             self.complain.bind(py).call1((&args, &kwargs))?;
         }
         let mut deps = Refs::new();
-        let value = pack(py, args.clone(), kwargs.clone(), &mut deps)?;
-        let (payload, borrowed) = match to_parcel(py, &self.client, &value, &self.template.name) {
+        let written = if self.plain {
+            plain::arguments(py, &self.client, &args, &kwargs, &mut deps, &self.template.name)
+        } else {
+            let value = pack(py, args.clone(), kwargs.clone(), &mut deps)?;
+            to_parcel(py, &self.client, &value, &self.template.name)
+        };
+        let (payload, borrowed) = match written {
+            Err(error) if self.plain => return Err(error),
             Ok(parcel) => parcel,
             Err(error) => {
                 if error.is_instance_of::<PyTypeError>(py) {

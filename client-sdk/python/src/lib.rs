@@ -9,6 +9,7 @@
 //! | `function` | `Function`: a remote function's calls |
 //! | `object_ref` | `ObjectRef`, and what happens when it is pickled |
 //! | `placement` | where tasks may run; `GroupMaker`: placement groups |
+//! | `plain` | values that programs in other languages read too |
 //! | `value` | Python values to value bytes and back |
 //!
 //! Importing it starts no thread and opens nothing.
@@ -23,6 +24,7 @@ mod function;
 mod generator;
 mod object_ref;
 mod placement;
+mod plain;
 mod value;
 
 #[pymodule]

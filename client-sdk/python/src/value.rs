@@ -13,6 +13,7 @@ use crate::buffer::{SharedBuffer, Source};
 use crate::connection::interruptible;
 use crate::errors::client_error;
 use crate::object_ref::{ObjectRef, collecting, coming_from};
+use crate::plain::from_plain;
 
 static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -182,14 +183,20 @@ pub(crate) fn to_parcel(
         return Ok((parcel, refs));
     }
     let buffers: Vec<&[u8]> = sources.iter().map(Source::bytes).collect();
-    Ok((write(py, client, pickled.as_bytes(), &buffers)?, refs))
+    Ok((write(py, client, Kind::PICKLE5, pickled.as_bytes(), &buffers)?, refs))
 }
 
 /// Copies the parts into memory of the client's own; waits for room where there is none.
-fn write(py: Python<'_>, client: &Client, in_band: &[u8], buffers: &[&[u8]]) -> PyResult<Parcel> {
+pub(crate) fn write(
+    py: Python<'_>,
+    client: &Client,
+    kind: Kind,
+    in_band: &[u8],
+    buffers: &[&[u8]],
+) -> PyResult<Parcel> {
     let lengths: Vec<usize> = buffers.iter().map(|buffer| buffer.len()).collect();
     let draft: Draft =
-        interruptible(py, |interrupt| client.reserve(Kind::PICKLE5, in_band.len(), &lengths, interrupt))?;
+        interruptible(py, |interrupt| client.reserve(kind, in_band.len(), &lengths, interrupt))?;
     let written = match draft.is_small() {
         true => draft.write(in_band, buffers),
         false => py.detach(|| draft.write(in_band, buffers)),
@@ -209,9 +216,13 @@ pub(crate) fn from_bytes<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let view = View::parse(bytes)
         .map_err(|error| PyValueError::new_err(format!("a stored value is damaged: {error}")))?;
+    if view.kind() == Kind::PLAIN {
+        return from_plain(py, client, bytes, source);
+    }
     if view.kind() != Kind::PICKLE5 {
         return Err(PyValueError::new_err(format!(
-            "the value is of kind {}, which is none of Python's: it was made by a program in another language",
+            "the value is of kind {}, which is none of Python's: it was made by a program in another language. A Rust program \
+             makes what Python reads by put_plain(&value), or as the result of a call from Python",
             view.kind().0
         )));
     }

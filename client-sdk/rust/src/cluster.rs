@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use client_runtime::{Client, ConnectOptions, Notice, Target};
+use cluster_types::query::{Query, QueryReply};
 use cluster_types::{ClientKind, JobInfo};
 
 use crate::actor::random_job;
@@ -190,6 +191,17 @@ impl Cluster {
     /// The id of the node that it is connected to.
     pub fn node_id(&self) -> String {
         self.client.welcome().node.to_string()
+    }
+
+    /// All that the cluster's nodes have, by name: `CPU`, `GPU`, `memory`, and custom ones.
+    ///
+    /// # Errors
+    /// If the connection is of no use.
+    pub fn resources(&self) -> Result<BTreeMap<String, f64>> {
+        match self.client.query(Query::Status, None, &mut current::interrupt)? {
+            QueryReply::Status(status) => Ok(status.total.into_iter().collect()),
+            _ => Err(Error::Misuse("the cluster's answer was none to the question".to_owned())),
+        }
     }
 
     /// What other programs on this machine name it by, where it is this program's own.

@@ -42,6 +42,12 @@ pub(crate) struct Reading {
     pub(crate) source: HandleSource,
 }
 
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} buffers, {:?}", self.buffers.len(), self.refs)
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Context {
     pub(crate) writing: Option<Writing>,

@@ -1,6 +1,6 @@
 //! The program's connection, and the task that this thread runs.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use client_runtime::{Client, Interrupted};
@@ -13,6 +13,8 @@ static CLIENT: RwLock<Option<Client>> = RwLock::new(None);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
+    /// The devices that the task on this thread has leased.
+    static GPUS: RefCell<Vec<u16>> = const { RefCell::new(Vec::new()) };
     /// The task whose code runs on this thread was cancelled.
     static CANCELLED: Cell<bool> = const { Cell::new(false) };
 }
@@ -53,6 +55,16 @@ pub(crate) fn interrupt() -> std::result::Result<(), Interrupted> {
 /// Whether the task whose code this is was cancelled. Long computations ask now and then, and return.
 pub fn is_cancelled() -> bool {
     crate::executor::is_cancelled()
+}
+
+pub(crate) fn lease_gpus(gpus: Vec<u16>) {
+    GPUS.set(gpus);
+}
+
+/// The indices, on its node, of the GPUs that the running task has leased.
+#[cfg(feature = "gpu")]
+pub(crate) fn gpus() -> Vec<u16> {
+    GPUS.with_borrow(Clone::clone)
 }
 
 pub(crate) fn cancelled_flag(set: Option<bool>) -> bool {

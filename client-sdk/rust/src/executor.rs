@@ -191,6 +191,7 @@ pub struct Execution<'a> {
     task: &'a Task,
     arguments: Incoming<'a>,
     results: Vec<(Parcel, Inside)>,
+    streamed: bool,
 }
 
 enum Incoming<'a> {
@@ -211,7 +212,7 @@ impl<'a> Execution<'a> {
         } else {
             Incoming::Own(reader, 0)
         };
-        Ok(Execution { client, task, arguments, results: Vec::new() })
+        Ok(Execution { client, task, arguments, results: Vec::new(), streamed: false })
     }
 
     fn dependency<T: DeserializeOwned>(&self, index: usize) -> Result<T> {
@@ -295,6 +296,10 @@ impl<'a> Execution<'a> {
     /// If an item cannot be written, or the task is cancelled.
     pub fn drain<T: Serialize>(&mut self, items: impl Iterator<Item = T>) -> Result<(), Fault> {
         let (tag, limits) = (self.task.tag, self.task.spec.template.stream.unwrap_or_default());
+        self.streamed = true;
+        if self.task.spec.template.stream.is_none() {
+            return self.finish(&0_u64);
+        }
         let mut count = 0_u64;
         for item in items {
             let parts = codec::parts(self.kind(), &item)?;
@@ -322,6 +327,10 @@ impl Executor {
         current::cancelled_flag(Some(false));
         PANIC.set(None);
         let timer = self.timer(&task);
+        // An actor's calls have no lease of their own: they use its.
+        if !matches!(task.spec.template.kind, TaskKind::Method { .. }) {
+            current::lease_gpus(task.gpus.iter().map(|share| share.index).collect());
+        }
         let ended = catch_unwind(AssertUnwindSafe(|| self.call(&task)));
         self.client.leave_user_code();
         drop(timer);
@@ -372,6 +381,18 @@ impl Executor {
                     execution.finish(&())?;
                 }
             },
+        }
+        let (made, template) = (execution.results.len(), &task.spec.template);
+        if made != template.num_returns as usize {
+            let (name, asked) = (&template.name, template.num_returns);
+            return Err(Fault::Raised(format!(
+                "{name} returns {made} values, and num_returns = {asked} was asked for"
+            )));
+        }
+        if template.stream.is_some() != execution.streamed {
+            let what =
+                if execution.streamed { "yields its items: call it as a stream" } else { "yields nothing" };
+            return Err(Fault::Raised(format!("{} {what}", template.name)));
         }
         Ok(execution.results)
     }

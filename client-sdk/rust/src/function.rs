@@ -56,6 +56,7 @@ pub(crate) const IS_VALUE: u8 = 0;
 pub(crate) const IS_REF: u8 = 1;
 
 /// Arguments being written.
+#[derive(Debug)]
 pub struct Arguments {
     kind: Kind,
     bytes: Vec<u8>,
@@ -81,6 +82,13 @@ impl Arguments {
         }
     }
 
+    /// One more, that is no ref.
+    pub(crate) fn push_value<T: Serialize + ?Sized>(&mut self, value: &T) {
+        if let Err(error) = self.try_push_value(value) {
+            self.error.get_or_insert(error);
+        }
+    }
+
     fn try_push<T: Serialize>(&mut self, argument: Arg<T>) -> Result<()> {
         let is_plain = self.kind == Kind::PLAIN;
         match argument {
@@ -89,13 +97,17 @@ impl Arguments {
                 self.places.push(self.count);
                 self.bytes.push(if is_plain { rmp::Marker::Null.to_u8() } else { IS_REF });
             }
-            Arg::Value(value) => {
-                if !is_plain {
-                    self.bytes.push(IS_VALUE);
-                }
-                codec::with(&mut self.writing, || codec::append(self.kind, &value, &mut self.bytes))?;
-            }
+            Arg::Value(value) => return self.try_push_value(&value),
         }
+        self.count += 1;
+        Ok(())
+    }
+
+    fn try_push_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        if self.kind != Kind::PLAIN {
+            self.bytes.push(IS_VALUE);
+        }
+        codec::with(&mut self.writing, || codec::append(self.kind, value, &mut self.bytes))?;
         self.count += 1;
         Ok(())
     }
@@ -129,7 +141,7 @@ impl Arguments {
 }
 
 /// Something that can be called, with all that its calls share.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Callable {
     pub(crate) client: Client,
     pub(crate) template: Arc<TaskTemplate>,

@@ -29,6 +29,8 @@
 //! | keep state | [`remote`] on an `impl` block: an actor |
 //! | read what a function yields | return `impl Iterator<Item = T>`, and loop over the [`Stream`] |
 //! | end it | [`ObjectRef::cancel`], [`is_cancelled`], `handle.kill(false)` |
+//! | use a GPU | `gpu::context` in a task that has leased one |
+//! | call Python | [`python::function`], [`python::actor`] |
 //! | set resources aside | [`PlacementGroup`] |
 
 mod actor;
@@ -41,10 +43,13 @@ mod embedded;
 mod error;
 mod executor;
 mod function;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod group;
 mod object;
 mod options;
 mod program;
+pub mod python;
 mod stream;
 
 pub use actor::Actor;
