@@ -22,6 +22,7 @@ impl Head {
         self.audit_actors()?;
         self.audit_streams()?;
         self.audit_groups()?;
+        self.audit_kept_nodes()?;
         for (id, client) in &self.clients {
             let node = self.nodes.get(client.node).ok_or(format!("client {id} is on a lost node"))?;
             if !node.clients.contains(id) {

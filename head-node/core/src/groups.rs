@@ -12,7 +12,7 @@ use cluster_types::query::{BundleView, GroupView};
 use cluster_types::task::{GroupTraits, InGroup};
 use cluster_types::{
     ClientId, Failure, FailureKind, JobId, Map, ObjectId, Outcome, Payload, ResultValue, Span, TaskKind,
-    TaskResult, TaskSpec,
+    TaskResult, TaskSpec, Time,
 };
 use smallvec::smallvec;
 
@@ -42,6 +42,8 @@ pub(crate) struct Group {
     pub removed: Option<Failure>,
     /// Whether it is among those that wait for a place.
     waits: bool,
+    /// Since when.
+    since: Option<Time>,
 }
 
 impl Group {
@@ -131,6 +133,30 @@ impl Groups {
         }
     }
 
+    /// Since when the group waits for a place; `None`: it does not.
+    pub fn waits_since(&self, group: ObjectId) -> Option<Time> {
+        self.known.get(&group).filter(|group| group.waits && group.removed.is_none())?.since
+    }
+
+    /// Those that wait for so long at least, the longest first.
+    pub fn waiting_since(&mut self, now: Time, long: Span) -> Vec<ObjectId> {
+        let mut found = Vec::new();
+        for object in &self.waiting {
+            let Some(group) =
+                self.known.get_mut(object).filter(|group| group.waits && group.removed.is_none())
+            else {
+                continue;
+            };
+            let since = *group.since.get_or_insert(now);
+            if now.since(since) >= long {
+                found.push((since, *object));
+            }
+        }
+        // The order in the queue changes with each try.
+        found.sort_unstable_by_key(|(since, object)| (*since, object.client, object.local));
+        found.into_iter().map(|(_, object)| object).collect()
+    }
+
     fn next_to_try(&mut self) -> Option<ObjectId> {
         self.fresh.pop_front().or_else(|| {
             self.untried = self.untried.checked_sub(1)?;
@@ -191,7 +217,7 @@ impl Head {
         // The head itself holds it, until it is removed.
         self.add_container(object);
         let bundles = traits.bundles.iter().cloned().map(Bundle::new).collect();
-        let group = Group { spec: spec.clone(), task, bundles, removed: None, waits: false };
+        let group = Group { spec: spec.clone(), task, bundles, removed: None, waits: false, since: None };
         self.groups.known.insert(object, group);
     }
 
@@ -250,7 +276,11 @@ impl Head {
             }
             let Some(group) = self.groups.known.get_mut(&object) else { continue };
             group.waits = false;
+            group.since = None;
             let made = group.task.take();
+            if self.kept_nodes.as_ref().is_some_and(|kept| kept.group == object) {
+                self.give_kept_free();
+            }
             self.store_group(object);
             if let Some(ix) = made {
                 self.group_is_whole(ix);

@@ -22,6 +22,7 @@ use crate::pulse::Pulses;
 use crate::recovery::Recovery;
 use crate::shapes::Shapes;
 use crate::slab::{NodeIx, TaskIx};
+use crate::starving::KeptNodes;
 use crate::streams::Streams;
 use crate::tasks::Tasks;
 
@@ -71,6 +72,8 @@ pub struct Head {
     pub(crate) delayed: BinaryHeap<Reverse<(Time, TaskIx, u32)>>,
     /// Which actors keep something over their restarts.
     pub(crate) kept_states: KeptStates,
+    /// For a group that starves.
+    pub(crate) kept_nodes: Option<KeptNodes>,
     /// Those whose calls go on at the next tick.
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
@@ -118,6 +121,7 @@ impl Head {
             lineage_leaves_max: 0,
             delayed: BinaryHeap::new(),
             kept_states: KeptStates::default(),
+            kept_nodes: None,
             paused_actors: Vec::new(),
             children: Map::default(),
             streams: Streams::default(),
@@ -283,6 +287,7 @@ impl Head {
         self.give_notices();
         self.resume_calls();
         self.care_for_the_starving();
+        self.care_for_starving_groups();
     }
 
     /// At once where it is little; once a second where tasks end by the thousand.

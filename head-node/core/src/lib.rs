@@ -44,6 +44,7 @@ mod recovery;
 mod scheduler;
 mod shapes;
 mod slab;
+mod starving;
 mod streams;
 mod submit;
 mod tasks;

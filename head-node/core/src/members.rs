@@ -76,6 +76,7 @@ impl Head {
             callers: Set::default(),
             functions: Set::default(),
             reserved: None,
+            kept_for: None,
             dirty: false,
             crowd_next: None,
             draining: None,

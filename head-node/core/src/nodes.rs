@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use cluster_types::query::StoreUsage;
-use cluster_types::{ClientId, Incarnation, JobId, Map, NodeId, ObjectId, Set, Span, Time};
+use cluster_types::{ClientId, Incarnation, JobId, Map, NodeId, ObjectId, Resources, Set, Span, Time};
 
 use crate::drain::Draining;
 use crate::ledger::Ledger;
@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub functions: Set<ObjectId>,
     /// Kept free for this shape.
     pub reserved: Option<ShapeIx>,
+    /// Kept for bundles of this group, which together ask for so much.
+    pub kept_for: Option<(ObjectId, Resources)>,
     /// Its books changed since it was last offered to the shapes.
     pub dirty: bool,
     /// Rule S4: beyond twice its cores in executors, the next unpromoted start, and the pause after that.

@@ -147,20 +147,20 @@ fn by_size(bundles: &mut [(usize, &Resources)]) {
     });
 }
 
+/// The bundles of a group that have no place.
+fn lacking(group: &Group) -> Vec<(usize, &Resources)> {
+    let bundles = group.bundles.iter().enumerate().filter(|(_, bundle)| bundle.place.is_none());
+    let mut lacking: Vec<(usize, &Resources)> =
+        bundles.map(|(index, bundle)| (index, &bundle.resources)).collect();
+    by_size(&mut lacking);
+    lacking
+}
+
 impl Head {
     /// Gives every bundle that has no place one, or none of them. True: the group is whole.
     pub(crate) fn place_group(&mut self, object: ObjectId) -> bool {
         let Some(group) = self.groups.get(object) else { return false };
-        let strategy = group.traits().strategy;
-        let mut lacking: Vec<(usize, &Resources)> = group
-            .bundles
-            .iter()
-            .enumerate()
-            .filter(|(_, bundle)| bundle.place.is_none())
-            .map(|(index, bundle)| (index, &bundle.resources))
-            .collect();
-        by_size(&mut lacking);
-        let Some(places) = self.find_places(group, strategy, &lacking) else { return false };
+        let Some(places) = self.find_places(group) else { return false };
         for (index, node) in places {
             let Some(group) = self.groups.get_mut(object) else { return false };
             let Some(state) = self.nodes.get_mut(node) else { return false };
@@ -175,27 +175,33 @@ impl Head {
         true
     }
 
-    fn find_places(
-        &self,
-        group: &Group,
-        strategy: GroupStrategy,
-        lacking: &[(usize, &Resources)],
-    ) -> Option<Vec<(usize, NodeIx)>> {
+    fn find_places(&self, group: &Group) -> Option<Vec<(usize, NodeIx)>> {
+        let lacking = lacking(group);
+        let object = group.spec.id.result(0);
+        let for_shape = crate::slab::ShapeIx(u32::MAX);
         let kept_free = |node: &crate::nodes::Node| {
-            lacking.iter().any(|(_, request)| {
-                crate::scheduler::keeps_free(node, &self.shapes, crate::slab::ShapeIx(u32::MAX), request)
-            })
+            let is_own = node.kept_for.as_ref().is_some_and(|(kept_for, _)| *kept_for == object);
+            !is_own
+                && lacking
+                    .iter()
+                    .any(|(_, request)| crate::scheduler::keeps_free(node, &self.shapes, for_shape, request))
         };
         let nodes = self.nodes.iter().filter(|(_, node)| node.draining.is_none() && !kept_free(node));
-        let mut trial = Trial {
-            nodes: nodes.map(|(ix, node)| (ix, &node.ledger)).collect(),
-            changed: Map::default(),
-            count: Map::default(),
-        };
+        self.arrange_group(group, nodes.map(|(ix, node)| (ix, &node.ledger)).collect())
+    }
+
+    /// Where the bundles that have no place would go, by these books.
+    pub(crate) fn arrange_group(
+        &self,
+        group: &Group,
+        nodes: Vec<(NodeIx, &Ledger)>,
+    ) -> Option<Vec<(usize, NodeIx)>> {
+        let lacking = lacking(group);
+        let mut trial = Trial { nodes, changed: Map::default(), count: Map::default() };
         for place in group.bundles.iter().filter_map(|bundle| bundle.place.as_ref()) {
             *trial.count.entry(place.node).or_default() += 1;
         }
-        arrange(&mut trial, strategy, lacking)
+        arrange(&mut trial, group.traits().strategy, &lacking)
     }
 
     /// Why not even empty nodes could hold the group; `None`: they might.
@@ -286,7 +292,7 @@ fn sum(bundles: &[&Resources]) -> Resources {
     all
 }
 
-fn add(sum: &mut Resources, more: &Resources) {
+pub(crate) fn add(sum: &mut Resources, more: &Resources) {
     sum.cpu += more.cpu;
     sum.gpu += more.gpu;
     sum.memory += more.memory;

@@ -9,6 +9,7 @@ use crate::head::Head;
 use crate::nodes::Node;
 use crate::objects::{Object, ObjectValue};
 use crate::slab::{NodeIx, TaskIx};
+use crate::starving::takes_from_group;
 use crate::tasks::{Ended, Task, TaskState};
 
 impl Head {
@@ -350,6 +351,12 @@ impl Head {
         }
         if !node.ledger.over().is_zero() {
             return format!("{name}: {} CPU booked twice while tasks resume", node.ledger.over());
+        }
+        let resources = &task.spec.template.resources;
+        if let Some((group, _)) = &node.kept_for
+            && takes_from_group(node, resources, None)
+        {
+            return format!("{name}: kept free for placement group {group}, which waited long");
         }
         match node
             .reserved

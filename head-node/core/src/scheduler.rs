@@ -20,6 +20,7 @@ use crate::nodes::{Node, Nodes};
 use crate::objects::ObjectValue;
 use crate::shapes::Shape;
 use crate::slab::{NodeIx, ShapeIx, TaskIx};
+use crate::starving::takes_from_group;
 use crate::tasks::TaskState;
 use crate::values::NotThere;
 
@@ -61,6 +62,9 @@ pub(crate) fn keeps_free(
     ix: ShapeIx,
     resources: &Resources,
 ) -> bool {
+    if takes_from_group(node, resources, None) {
+        return true;
+    }
     let Some(other) = node.reserved.filter(|reserved| *reserved != ix) else { return false };
     shapes.get(other).is_some_and(|other| competes(resources, &other.resources, &node.ledger))
 }

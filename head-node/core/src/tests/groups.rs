@@ -445,3 +445,75 @@ fn many_groups_wait_and_each_gets_its_turn() {
         }
     }
 }
+
+#[test]
+fn a_large_group_does_not_starve_behind_small_tasks() {
+    let mut scene = Scene::cluster(&[2, 2, 2]);
+    // An actor holds a core for ever: its node is not waited for.
+    let template = TaskTemplate {
+        kind: TaskKind::Actor(Arc::new(ActorTraits::default())),
+        ..(*scene.template("Counter", Resources::cpus(1))).clone()
+    };
+    let spec = scene.spec(DRIVER, Arc::new(template), &[]);
+    scene.tell(1, NodeToHead::Submit(spec));
+    let actor = scene.assigned_one();
+    scene.done(&actor, inline(b"handle"));
+    let mut running: Vec<Assigned> = Vec::new();
+    for _ in 0..60 {
+        scene.submit(&[]);
+        running.extend(scene.assigned().into_iter().filter(|one| one.lease.is_some()));
+    }
+    assert_eq!(running.len(), 5);
+    let large = group(&mut scene, GroupStrategy::Spread, &cpus(&[2, 2]));
+    scene.pass(Span::secs(3));
+    // What was sent ahead comes back when it is asked for.
+    let called_back: Vec<(u64, Vec<_>)> = scene
+        .said
+        .iter()
+        .filter_map(|effect| match effect {
+            crate::event::Effect::ToNode { node, message: HeadToNode::CallBack(tasks) } => {
+                Some((node.0, tasks.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    scene.said.clear();
+    for (n, tasks) in called_back {
+        scene.tell(n, NodeToHead::Returned(tasks));
+    }
+    let mut others = 0;
+    for one in running {
+        scene.done(&one, inline(b"1"));
+        others +=
+            scene.assigned().iter().filter(|task| task.lease.is_some() && task.node != actor.node).count();
+        scene.pass(Span::millis(200));
+    }
+    assert_eq!(others, 0, "nothing small starts where the group is to go");
+    assert!(
+        view(&scene, large).bundles.iter().all(|bundle| !bundle.node.is_empty()),
+        "{:?}",
+        view(&scene, large)
+    );
+    scene.said.clear();
+    remove(&mut scene, large);
+    scene.pass(Span::millis(200));
+    assert!(scene.assigned().iter().filter(|one| one.lease.is_some()).count() >= 4, "small ones go on");
+}
+
+#[test]
+fn a_group_that_actors_leave_no_room_for_keeps_nothing() {
+    let mut scene = Scene::cluster(&[2]);
+    let template = TaskTemplate {
+        kind: TaskKind::Actor(Arc::new(ActorTraits::default())),
+        ..(*scene.template("Counter", Resources::cpus(1))).clone()
+    };
+    let spec = scene.spec(DRIVER, Arc::new(template), &[]);
+    scene.tell(1, NodeToHead::Submit(spec));
+    let actor = scene.assigned_one();
+    scene.done(&actor, inline(b"handle"));
+    group(&mut scene, GroupStrategy::Pack, &cpus(&[2]));
+    scene.pass(Span::secs(5));
+    scene.said.clear();
+    scene.submit(&[]);
+    assert!(scene.assigned_one().lease.is_some());
+}
