@@ -94,6 +94,7 @@ impl Head {
     /// What the nodes of submitters remember of tasks that ended in a term before, makers before what takes their
     /// results. A result that somebody holds and no node has is not lost: it can be made again.
     pub(crate) fn restore_lineage(&mut self, specs: &[Arc<TaskSpec>]) {
+        let mut known = Vec::new();
         for spec in specs {
             let id = spec.id;
             if !self.jobs.contains_key(&spec.job)
@@ -108,13 +109,15 @@ impl Head {
                 let value = self.objects.get(ix).map(|object| &object.value);
                 if matches!(value, Some(ObjectValue::Unknown)) {
                     self.objects.set_available(ix, 0, None, None);
-                    self.value_known(ix);
+                    known.push(ix);
                 }
                 let value = self.objects.get(ix).map(|object| &object.value);
                 wanted += u32::from(matches!(value, Some(ObjectValue::Available { .. })));
             }
             self.insert_lineage(spec, 0, (0, 0), wanted);
         }
+        // Whoever waits for one has it made at once, and what that needs.
+        known.into_iter().for_each(|ix| self.value_known(ix));
         for spec in specs.iter().rev() {
             if self.lineage.kept.get(&spec.id).is_some_and(|kept| kept.wanted == 0) {
                 self.forget_lineage(spec.id);

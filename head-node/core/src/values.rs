@@ -102,6 +102,9 @@ impl Head {
         for node in nodes {
             if let Some(located) = self.located(ix) {
                 self.send(node, HeadToNode::Located { object: id, located });
+            } else if let Some(object) = self.objects.get_mut(ix) {
+                // Known, but lost: it is made again.
+                object.more_mut().node_waiters.push(node);
             }
         }
         for (task, stamp) in tasks {

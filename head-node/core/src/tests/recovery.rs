@@ -241,6 +241,28 @@ fn what_is_remembered_for_a_lost_node_outlives_its_loss_and_the_time_before_node
 }
 
 #[test]
+fn what_somebody_waits_for_already_is_made_again() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let spec = of_one_core(&mut scene);
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
+    scene.tell(1, NodeToHead::Locate(result));
+    end(&mut scene, 1);
+    let again = scene.assigned_one();
+    assert_eq!(again.task, spec.id);
+    scene.said.clear();
+    scene.done(&again, stored(10));
+    let told = |effect: &Effect| {
+        matches!(effect, Effect::ToNode { message: HeadToNode::Located { object, located: Located::Stored { .. } }, .. }
+            if *object == result)
+    };
+    assert!(scene.said.iter().any(told), "{:?}", scene.said);
+}
+
+#[test]
 fn what_was_made_in_a_group_that_is_gone_is_not_made_again() {
     let mut scene = second(1);
     comes(&mut scene, 1, Some(4));
