@@ -93,7 +93,8 @@ impl Head {
 
     /// What the nodes of submitters remember of tasks that ended in a term before, makers before what takes their
     /// results. A result that somebody holds and no node has is not lost: it can be made again.
-    pub(crate) fn restore_lineage(&mut self, specs: &[Arc<TaskSpec>]) {
+    /// Those that wait for one are to be told by `value_known`.
+    pub(crate) fn restore_lineage(&mut self, specs: &[Arc<TaskSpec>]) -> Vec<ObjectIx> {
         let mut known = Vec::new();
         for spec in specs {
             let id = spec.id;
@@ -116,14 +117,35 @@ impl Head {
             }
             self.insert_lineage(spec, 0, (0, 0), wanted);
         }
-        // Whoever waits for one has it made at once, and what that needs.
-        known.into_iter().for_each(|ix| self.value_known(ix));
         for spec in specs.iter().rev() {
             if self.lineage.kept.get(&spec.id).is_some_and(|kept| kept.wanted == 0) {
                 self.forget_lineage(spec.id);
             }
         }
         self.keep_lineage_within_bounds();
+        known
+    }
+
+    /// A node makes what was lost again, for the head of before: its task is in the table, nowhere yet. `None`: nobody
+    /// wants what it makes, or it is somewhere.
+    pub(crate) fn enter_made_again(&mut self, task: TaskId) -> Option<TaskIx> {
+        let spec = self.lineage.kept.get(&task)?.spec.clone();
+        let is_lost = |ix: &ObjectIx| {
+            let object = self.objects.get(*ix);
+            object.is_some_and(|object| {
+                matches!(object.value, ObjectValue::Available { .. }) && !self.is_somewhere(object)
+            })
+        };
+        let results =
+            (0..spec.template.num_returns).filter_map(|index| self.objects.find(task.result(index)));
+        let lost: Vec<ObjectIx> = results.filter(is_lost).collect();
+        if lost.is_empty() {
+            return None;
+        }
+        let task_ix = self.enter_again(task)?;
+        lost.into_iter().for_each(|ix| self.make_pending_again(ix, task_ix));
+        self.hold_arguments(&spec);
+        Some(task_ix)
     }
 
     fn insert_lineage(
@@ -270,16 +292,21 @@ impl Head {
             self.note_missing(id);
         }
         for task_ix in &entered {
-            let Some(spec) = self.tasks.get(*task_ix).map(|task| task.spec.clone()) else { continue };
-            for held in spec.held() {
-                let object = self.ensure_object(held);
-                if let Some(object) = self.objects.get_mut(object) {
-                    object.tasks += 1;
-                }
+            if let Some(spec) = self.tasks.get(*task_ix).map(|task| task.spec.clone()) {
+                self.hold_arguments(&spec);
             }
         }
         entered.into_iter().for_each(|task_ix| self.place(task_ix));
         Ok(())
+    }
+
+    fn hold_arguments(&mut self, spec: &TaskSpec) {
+        for held in spec.held() {
+            let object = self.ensure_object(held);
+            if let Some(object) = self.objects.get_mut(object) {
+                object.tasks += 1;
+            }
+        }
     }
 
     /// A result of a task that is kept is in the table again.

@@ -165,14 +165,28 @@ impl Head {
             self.restore_actor(actor);
         }
         let mut made: Vec<Arc<TaskSpec>> = Vec::new();
+        let mut running = Vec::new();
         for (node, incarnation, message) in later {
             match message {
                 NodeToHead::Made(spec) => made.push(spec),
+                // Its submitter knows that it ended: it makes something again, if it is for anything.
+                NodeToHead::Running { ref spec, .. } if self.has_ended_before(spec) => {
+                    running.push((node, incarnation, message));
+                }
                 message => self.learn(node, incarnation, message),
             }
         }
         made.sort_by_key(|spec| spec.id);
-        self.restore_lineage(&made);
+        let found = self.restore_lineage(&made);
+        for (node, incarnation, message) in running {
+            self.learn_of_made_again(node, incarnation, message);
+        }
+        // Whoever waits for one of these has it made at once, and what that needs.
+        for ix in found {
+            if self.objects.get(ix).is_some_and(|object| is_available(&object.value)) {
+                self.value_known(ix);
+            }
+        }
         self.recovery = None;
         self.lose_unknown();
         self.end_unknown_jobs();
@@ -181,6 +195,26 @@ impl Head {
         actors.into_iter().for_each(|actor| self.feed_actor(actor));
         questions.into_iter().for_each(|(node, incarnation, message)| self.learn(node, incarnation, message));
         false
+    }
+
+    fn has_ended_before(&self, spec: &TaskSpec) -> bool {
+        let is_function = spec.template.kind == TaskKind::Function && spec.called_actor().is_none();
+        is_function && self.tasks.find(spec.id).is_none() && self.clients.contains_key(&spec.id.client)
+    }
+
+    fn learn_of_made_again(&mut self, node: NodeId, incarnation: Incarnation, running: NodeToHead) {
+        let NodeToHead::Running { spec, .. } = &running else { return };
+        let entered = self.enter_made_again(spec.id);
+        self.learn(node, incarnation, running);
+        let is_nowhere = |ix: &TaskIx| {
+            let task = self.tasks.get(*ix);
+            task.is_some_and(|task| {
+                task.node().is_none() && matches!(task.state, TaskState::Waiting { missing: 0 })
+            })
+        };
+        if let Some(ix) = entered.filter(is_nowhere) {
+            self.place(ix);
+        }
     }
 
     fn learn(&mut self, node: NodeId, incarnation: Incarnation, message: NodeToHead) {

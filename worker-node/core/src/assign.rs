@@ -20,8 +20,13 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let task = spec.id;
-        if self.attempts.contains_key(&task) {
-            return; // The head ends one attempt before it makes another: this is a repeat.
+        if let Some(known) = self.attempts.get(&task) {
+            // A head that came after another may not know of an attempt that is being ended here: once that is over,
+            // there is room for this one. The same again is a repeat.
+            if known.attempt != attempt {
+                self.tell_head(NodeToHead::Returned(vec![(task, attempt)]), effects);
+            }
+            return;
         }
         if let Some(actor) = spec.called_actor() {
             return self.assign_call(actor, spec, attempt, effects);

@@ -263,6 +263,31 @@ fn what_somebody_waits_for_already_is_made_again() {
 }
 
 #[test]
+fn what_a_node_makes_again_for_the_head_before_it_goes_on_making() {
+    let mut scene = second(2);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let spec = of_one_core(&mut scene);
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
+    scene.tell(1, NodeToHead::Locate(result));
+    comes(&mut scene, 2, Some(4));
+    let attempt = Attempt { term: 1, n: 2 };
+    let lease = Some(Lease::default());
+    scene.tell(2, NodeToHead::Running { spec: Arc::new(spec.clone()), attempt, lease, yielded: 0 });
+    end(&mut scene, 2);
+    end(&mut scene, 1);
+    assert_eq!(scene.assigned(), [], "HEAD-1");
+    scene.done(&Assigned { node: node(2), task: spec.id, attempt, lease: None }, stored(10));
+    let told = |effect: &Effect| {
+        matches!(effect, Effect::ToNode { message: HeadToNode::Located { object, located: Located::Stored { .. } }, .. }
+            if *object == result)
+    };
+    assert!(scene.said.iter().any(told), "{:?}", scene.said);
+}
+
+#[test]
 fn what_was_made_in_a_group_that_is_gone_is_not_made_again() {
     let mut scene = second(1);
     comes(&mut scene, 1, Some(4));

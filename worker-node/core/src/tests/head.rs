@@ -185,3 +185,20 @@ fn what_clients_hold_and_wish_is_told_the_next_head() {
         assert!(told.contains(&message), "{message:?} is not in {told:?}");
     }
 }
+
+#[test]
+fn an_attempt_of_a_task_whose_earlier_one_is_still_here_goes_back() {
+    let mut scene = Scene::new();
+    let (_, run) = scene.running(1);
+    scene.said.clear();
+    let again = |n| HeadToNode::Assign {
+        spec: run.spec.clone(),
+        attempt: attempt(n),
+        lease: Some(Default::default()),
+        located: Vec::new(),
+    };
+    scene.head(again(1));
+    assert_eq!(scene.told_head(), [], "it is the same one");
+    scene.head(again(2));
+    assert_eq!(scene.told_head(), [NodeToHead::Returned(vec![(task(1), attempt(2))])]);
+}
