@@ -395,7 +395,7 @@ except ConnectionError as error:
     assert "127.0.0.1:9" in words
 
 
-@pytest.mark.parametrize("address", ["", "no-port", "host:notaport", "host:99999"])
+@pytest.mark.parametrize("address", ["", "no host", "host:notaport", "host:99999"])
 def test_init_refuses_what_is_no_address(program: RunProgram, address: str):
     done = program(f"import concurrent_ml as cml\ncml.init({address!r})\n", check=False)
     assert done.returncode == 1
