@@ -246,6 +246,7 @@ impl Head {
             | NodeToHead::Running { .. }
             | NodeToHead::Made(_)
             | NodeToHead::Told { .. }
+            | NodeToHead::Unanswered { .. }
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }
             | NodeToHead::SnapshotEnd => {}

@@ -34,7 +34,8 @@ impl Head {
         let kept = KeptActor {
             spec: actor.spec.clone(),
             info: self.own_info(&actor.spec, traits.detached),
-            value: self.handle_value(handle).filter(|_| actor.made),
+            // Its submitter knows that it was made, also when nobody has a handle any more and it is about to end.
+            value: actor.made.then(|| self.handle_value(handle).unwrap_or_else(no_value)),
             restarts: actor.restarts,
             ended: actor.ended,
             states: actor.kept.states().collect(),
@@ -222,4 +223,8 @@ impl Head {
         let mut roomy = here.iter().filter_map(|index| adopts(index, false));
         roomy.next().or_else(|| here.iter().find_map(|index| adopts(index, true)))
     }
+}
+
+fn no_value() -> TaskResult {
+    TaskResult { value: ResultValue::Inline(bytes::Bytes::new()), contains: Default::default() }
 }

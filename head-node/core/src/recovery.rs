@@ -241,6 +241,12 @@ impl Head {
                     stream.known = items;
                 }
             }
+            NodeToHead::Unanswered { client, objects } => {
+                let there =
+                    |id: &ObjectId| self.objects.by_id(*id).is_some_and(|object| is_available(&object.value));
+                let there: Vec<ObjectId> = objects.into_iter().filter(there).collect();
+                self.hold(ix, client, &there);
+            }
             message => self.take_message(ix, message),
         }
     }

@@ -94,7 +94,11 @@ impl Head {
     /// An item that is known already: it counts only where the first one was lost and somebody still has a handle.
     fn yielded_again(&mut self, node: NodeIx, task_ix: TaskIx, id: ObjectId, item: TaskResult) {
         let Some(object_ix) = self.objects.find(id) else { return self.spare_value(node, id) };
-        if self.objects.get(object_ix).is_some_and(|object| self.is_somewhere(object)) {
+        let is_settled = |object: &Object| {
+            // Who was told that it is lost is told nothing else.
+            self.is_somewhere(object) || matches!(object.value, ObjectValue::Failed(_))
+        };
+        if self.objects.get(object_ix).is_some_and(is_settled) {
             return self.spare_value(node, id);
         }
         self.make_pending_again(object_ix, task_ix);

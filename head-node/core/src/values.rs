@@ -255,12 +255,11 @@ impl Head {
             self.to_free.entry(node).or_default().push(id);
             return;
         };
-        if !matches!(object.value, ObjectValue::Available { .. }) {
-            if matches!(object.value, ObjectValue::Failed(_)) {
-                self.to_free.entry(node).or_default().push(id);
-            }
+        if matches!(object.value, ObjectValue::Failed(_)) {
+            self.to_free.entry(node).or_default().push(id);
             return;
         }
+        // Also if the copy that it was taken from is lost meanwhile and it is being made again (REF-2).
         if !object.copies().any(|copy| copy == node) {
             object.more_mut().copies.push(node);
         }

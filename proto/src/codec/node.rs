@@ -87,6 +87,9 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
             contains: objects_to_wire(contains),
         }),
         NodeToHead::Hold { client, objects } => Kind::Hold(client_objects_to_wire(*client, objects)),
+        NodeToHead::Unanswered { client, objects } => {
+            Kind::Unanswered(client_objects_to_wire(*client, objects))
+        }
         NodeToHead::Drop { client, objects } => Kind::Drop(client_objects_to_wire(*client, objects)),
         NodeToHead::Done { task, attempt, executor, outcome, retry, started, micros } => {
             Kind::Done(v1::Done {
@@ -218,6 +221,10 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         Kind::Hold(wire) => {
             let (client, objects) = client_objects(&wire)?;
             NodeToHead::Hold { client, objects }
+        }
+        Kind::Unanswered(wire) => {
+            let (client, objects) = client_objects(&wire)?;
+            NodeToHead::Unanswered { client, objects }
         }
         Kind::Drop(wire) => {
             let (client, objects) = client_objects(&wire)?;

@@ -520,6 +520,7 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
             .prop_map(|(object, size, inline, contains)| M::Escaped { object, size, inline, contains }),
         (client(), list()).prop_map(|(client, objects)| M::Hold { client, objects }),
         (client(), list()).prop_map(|(client, objects)| M::Drop { client, objects }),
+        (client(), list()).prop_map(|(client, objects)| M::Unanswered { client, objects }),
         done,
         (task(), attempt(), 0..MAX_ITEMS, result_value(), refs()).prop_map(
             |(task, attempt, index, value, contains)| {

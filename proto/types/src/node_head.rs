@@ -253,6 +253,14 @@ pub enum NodeToHead {
         /// How many.
         items: u32,
     },
+    /// In a snapshot: the results of calls that the client sent past the head and that are not answered here. What is
+    /// there of them is held by the client: the answers may be on their way.
+    Unanswered {
+        /// Who calls.
+        client: ClientId,
+        /// What the calls come to.
+        objects: Vec<ObjectId>,
+    },
     /// In a snapshot: this attempt is here.
     Running {
         /// What it runs.

@@ -131,12 +131,17 @@ impl Node {
         waiting.into_iter().for_each(|message| self.tell_peer(node, message, effects));
     }
 
+    pub(crate) fn has_far_route(&self, caller: ClientId, actor: ObjectId) -> bool {
+        self.far.routes.contains_key(&(caller, actor))
+    }
+
     /// A client sends a call.
     pub(crate) fn call_far(&mut self, spec: TaskSpec, effects: &mut Vec<Effect>) {
         let Some(actor) = spec.called_actor() else { return };
         let route = self.far.routes.get(&(spec.id.client, actor));
         // One that is sent while its way ends is taken back by the client with the others.
         if let Some(node) = route.filter(|route| route.state == State::Open).map(|route| route.node) {
+            self.remember_call(&spec, actor);
             self.tell_peer(node, NodeToNode::Call(spec), effects);
         }
     }
@@ -196,6 +201,7 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(route) = self.far.routes.remove(&(caller, actor)) else { return };
+        self.forget_calls(caller, actor);
         let message = match route.state {
             State::Opening => NodeToClient::NoCalls { actor },
             State::Open | State::Closing => NodeToClient::CallsEnded { actor, why: why.to_owned(), lost },
@@ -417,6 +423,7 @@ impl Node {
                 }
             }
             NodeToNode::Answer { task, outcome, known } => {
+                self.forget_call(task);
                 if known {
                     self.remember_answer(task, &outcome);
                 }

@@ -40,6 +40,9 @@ pub(crate) struct Remembered {
     made_bytes: usize,
     /// Why tasks of attached clients failed whose results somebody may still ask for.
     failed: BTreeMap<ObjectId, Failure>,
+    /// Calls of attached clients that went past the head to other nodes, and are not answered: of which actor, and how
+    /// many results.
+    calls: Map<TaskId, (ObjectId, u32)>,
     /// Questions without an answer.
     questions: BTreeMap<(ClientId, u64), Query>,
     /// What was said, with the number of the mark that follows it: until that is settled.
@@ -113,6 +116,7 @@ impl Remembered {
         let made: Vec<TaskId> = self.made.range(first..=last).map(|(task, _)| *task).collect();
         made.into_iter().for_each(|task| drop(self.forget_made(task)));
         self.failed.retain(|object, _| object.client != client);
+        self.calls.retain(|task, _| task.client != client);
         self.questions.retain(|(asking, _), _| *asking != client);
     }
 
@@ -328,6 +332,22 @@ impl Node {
         is_new
     }
 
+    /// A call of a client of this node goes to an actor of another.
+    pub(crate) fn remember_call(&mut self, spec: &TaskSpec, actor: ObjectId) {
+        if self.config.head_may_restart {
+            self.remembered.calls.insert(spec.id, (actor, spec.template.num_returns));
+        }
+    }
+
+    /// An answer has come; or, if the client hears of none, it sees to the call by itself.
+    pub(crate) fn forget_call(&mut self, task: TaskId) {
+        self.remembered.calls.remove(&task);
+    }
+
+    pub(crate) fn forget_calls(&mut self, caller: ClientId, actor: ObjectId) {
+        self.remembered.calls.retain(|task, (of, _)| task.client != caller || *of != actor);
+    }
+
     /// A call of a client of this node was answered elsewhere; the head was told there.
     pub(crate) fn remember_answer(&mut self, task: TaskId, outcome: &FinishedOutcome) {
         if !self.config.head_may_restart {
@@ -406,6 +426,7 @@ impl Node {
         }
         self.introduce_drops(effects);
         if resumed {
+            self.introduce_calls(effects);
             let made = self.remembered.made.values().cloned();
             effects.extend(made.map(|spec| Effect::ToHead(NodeToHead::Made(spec))));
         }
@@ -433,6 +454,19 @@ impl Node {
             if !objects.is_empty() {
                 effects.push(Effect::ToHead(NodeToHead::Drop { client, objects }));
             }
+        }
+    }
+
+    /// The head does not know these calls. An answer that is on its way may name a value that its node has told of.
+    fn introduce_calls(&self, effects: &mut Vec<Effect>) {
+        let mut results: BTreeMap<ClientId, Vec<ObjectId>> = BTreeMap::new();
+        for (task, (_, returns)) in &self.remembered.calls {
+            let of_client = results.entry(task.client).or_default();
+            of_client.extend((0..*returns).map(|index| task.result(index)));
+        }
+        for (client, mut objects) in results {
+            objects.sort_unstable();
+            effects.push(Effect::ToHead(NodeToHead::Unanswered { client, objects }));
         }
     }
 
@@ -541,6 +575,11 @@ impl Node {
         let remembered = &self.remembered;
         if remembered.unsettled.iter().any(|(mark, _)| *mark > remembered.marks + 1) {
             return Err("something waits for a mark that is not next".to_owned());
+        }
+        for (task, (actor, _)) in &remembered.calls {
+            if !self.has_far_route(task.client, *actor) {
+                return Err(format!("{task} is remembered as a call to {actor}, to which there is no way"));
+            }
         }
         for task in remembered.unfinished.keys() {
             if !self.clients.contains_key(&task.client) {

@@ -38,7 +38,7 @@ impl Scene {
             store_capacity: 1 << 30,
             idle_executors: 2,
             idle_timeout: Span::secs(60),
-            head_may_restart: false,
+            head_may_restart: true,
         });
         let mut effects = Vec::new();
         let admitted =

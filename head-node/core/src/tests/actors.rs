@@ -13,6 +13,7 @@ use cluster_types::{
 };
 
 use super::scene::*;
+use crate::{Effect, Record};
 
 /// Submits what makes an actor on node 1's driver; it is not assigned yet.
 fn make(scene: &mut Scene, asks: Resources, traits: ActorTraits) -> TaskId {
@@ -464,4 +465,19 @@ fn nothing_is_handed_to_a_node_while_it_is_being_lost() {
     // The invariants are checked after it: no attempt is on a lost node.
     scene.disconnect(home);
     assert!(tasks(&scene.assigned()).iter().all(|task| task.client != caller));
+}
+
+#[test]
+fn what_the_store_keeps_of_an_actor_says_that_it_was_made_also_when_nobody_has_a_handle() {
+    let mut scene = Scene::cluster(&[1]);
+    let actor = make(&mut scene, Resources::default(), restarting(1));
+    let assigned = scene.assigned_one();
+    scene.drop_hold(1, DRIVER, actor.result(0));
+    scene.said.clear();
+    scene.done(&assigned, inline(b"handle"));
+    let kept = scene.said.iter().find_map(|effect| match effect {
+        Effect::Persist(Record::ActorKept(kept)) => Some(kept.value.is_some()),
+        _ => None,
+    });
+    assert_ne!(kept, Some(false), "its submitter is told of it now, and never again");
 }

@@ -3,7 +3,7 @@
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::{
-    FailureKind, HeadToNode, Located, NodeToHead, ObjectId, Outcome, Refs, Resources, ResultValue,
+    FailureKind, HeadToNode, Located, NodeToHead, ObjectId, Outcome, Refs, Resources, ResultValue, Span,
     TaskResult, TaskTemplate,
 };
 
@@ -225,4 +225,23 @@ fn of_several_results_only_the_lost_one_is_replaced() {
     scene.ended(&again, both(), Retry::No, None);
     assert_eq!(scene.freed(3), [id.result(1)], "who knows whether it is the same");
     assert!(matches!(locate(&mut scene, 1, id.result(0)), Some(Located::Stored { .. })));
+}
+
+#[test]
+fn a_copy_that_is_told_of_while_the_object_is_being_made_again_is_known() {
+    let mut scene = two();
+    let object = made(&mut scene, &[]);
+    scene.disconnect(2);
+    scene.join(3, Resources::cpus(1));
+    scene.said.clear();
+    assert_eq!(locate(&mut scene, 1, object), None);
+    let again = scene.assigned_one();
+    // Node 1 took it before node 2 was lost.
+    scene.tell(1, NodeToHead::CopyAdded(object));
+    scene.done(&again, stored(LARGE));
+    scene.said.clear();
+    scene.drop_hold(1, DRIVER, object);
+    scene.pass(Span::millis(1));
+    assert_eq!(scene.freed(1), [object], "REF-2");
+    assert_eq!(scene.freed(3), [object]);
 }

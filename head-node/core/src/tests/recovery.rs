@@ -376,3 +376,22 @@ fn marks_are_settled_when_every_node_has_heard_what_came_of_them() {
     scene.pass(Span::millis(500));
     assert_eq!(pulses(&mut scene, 1), [(3, 1)]);
 }
+
+#[test]
+fn what_a_call_came_to_is_kept_while_its_answer_is_on_its_way() {
+    let mut scene = second(2);
+    comes(&mut scene, 1, Some(4));
+    comes(&mut scene, 2, Some(4));
+    says_driver(&mut scene);
+    // The driver's calls went past the head to an actor of node 2, where one has been answered.
+    let result = |seq| TaskId { client: DRIVER, seq }.result(0);
+    kept(&mut scene, 2, result(70), 10);
+    kept(&mut scene, 2, result(71), 10);
+    scene.tell(1, NodeToHead::Unanswered { client: DRIVER, objects: vec![result(70), result(72)] });
+    end(&mut scene, 1);
+    end(&mut scene, 2);
+    assert_eq!(scene.freed(2), [result(71)]);
+    scene.drop_hold(1, DRIVER, result(70));
+    scene.pass(Span::millis(1));
+    assert_eq!(scene.freed(2).last(), Some(&result(70)), "it is held as long as the driver says");
+}

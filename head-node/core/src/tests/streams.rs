@@ -316,3 +316,33 @@ fn items_of_a_stream_that_ended_are_made_again_by_running_it_once_more() {
     );
     assert!(scene.finished(1, task).is_none(), "TASK-1");
 }
+
+#[test]
+fn an_item_that_is_said_to_be_lost_stays_so_when_its_task_runs_once_more() {
+    let mut scene = Scene::cluster(&[0, 1]);
+    let plain = scene.template("g", Resources::cpus(1));
+    let limits = StreamLimits { max_items: 8, max_bytes: 0 };
+    let template = TaskTemplate { stream: Some(limits), max_retries: 5, ..(*plain).clone() };
+    let spec = scene.spec(DRIVER, Arc::new(template), &[]);
+    let task = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    let mut by = scene.assigned_one();
+    yields(&mut scene, &by, 0, stored(1 << 20));
+    yields(&mut scene, &by, 1, stored(1 << 20));
+    scene.done(&by, inline(b"end"));
+    // Its node is lost, twice. The second run yields one item less, the third as many as the first.
+    for (next, count) in [(3, 1), (4, 2)] {
+        scene.disconnect(by.node.0);
+        scene.join(next, Resources::cpus(1));
+        scene.said.clear();
+        assert_eq!(located(&mut scene, 1, task.item(0)), None, "it will come");
+        scene.tell(1, NodeToHead::Locate(task.item(1)));
+        by = scene.assigned_one();
+        scene.said.clear();
+        for index in 0..count {
+            yields(&mut scene, &by, index, stored(1 << 20));
+        }
+        scene.done(&by, inline(b"end"));
+    }
+    assert!(scene.freed(by.node.0).contains(&task.item(1)), "who waited for it was told that it is lost");
+}

@@ -112,6 +112,30 @@ fn calls_and_answers_pass_through_and_leave_nothing() {
 }
 
 #[test]
+fn the_next_head_is_told_which_answers_may_be_on_their_way() {
+    let mut scene = calling();
+    scene.step(says(DRIVER, ClientToNode::CallFar(scene.far_call(task(3), elsewhere()))));
+    scene.step(says(DRIVER, ClientToNode::CallFar(scene.far_call(task(4), elsewhere()))));
+    let outcome = FinishedOutcome::Ok(vec![ResultValue::Inline(Bytes::from_static(b"3"))]);
+    scene.step(from_other(NodeToNode::Answer { task: task(3), outcome, known: false }));
+    let unanswered = |scene: &mut Scene| -> Vec<ObjectId> {
+        scene.step(Event::HeadLost);
+        let resumed =
+            HeadToNode::Resumed { term: Term(2), incarnation: Incarnation(2), loss_timeout_ms: 5000 };
+        let effects = scene.effects_of(Event::FromHead(resumed));
+        let objects = effects.into_iter().filter_map(|effect| match effect {
+            Effect::ToHead(NodeToHead::Unanswered { objects, .. }) => Some(objects),
+            _ => None,
+        });
+        objects.flatten().collect()
+    };
+    assert_eq!(unanswered(&mut scene), [task(4).result(0)]);
+    let why = "it died".to_owned();
+    scene.step(from_other(NodeToNode::Ended { caller: DRIVER, actor: elsewhere(), why, lost: false }));
+    assert_eq!(unanswered(&mut scene), [], "the client sees to the call");
+}
+
+#[test]
 fn nothing_of_a_lost_node_counts_any_more() {
     let mut scene = calling();
     let lost = HeadToNode::PeerLost { node: OTHER, why: "node x is lost".to_owned() };

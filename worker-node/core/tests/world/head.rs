@@ -109,6 +109,7 @@ impl World {
             | NodeToHead::Confirm(_)
             | NodeToHead::Promote(_)
             | NodeToHead::Kill { .. }
+            | NodeToHead::Unanswered { .. }
             | NodeToHead::Drain { .. } => {}
         }
     }
