@@ -19,6 +19,10 @@ pub struct Config {
     pub history: Option<PathBuf>,
     /// Silence after which a node is declared lost.
     pub loss_timeout: Duration,
+    /// Finished tasks that `cluster list tasks` and `cluster why` know.
+    pub tasks_kept: usize,
+    /// Bytes of specs kept to make lost objects again.
+    pub lineage_memory: u64,
     /// Bytes that may wait for one node; a node that reads too slowly for that is closed (rule S7).
     pub outbox_limit: usize,
 }
@@ -47,6 +51,8 @@ impl Config {
             state: StateAt::Memory,
             history: None,
             loss_timeout: Duration::from_secs(5),
+            tasks_kept: 10_000,
+            lineage_memory: 256 << 20,
             outbox_limit: 256 << 20,
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cluster_proto::auth::CheckToken;
 use cluster_proto::limits::{MAX_GRPC_MESSAGE, MAX_GRPC_PAYLOAD};
+use cluster_proto::strangers::{Incoming, Patience};
 use cluster_proto::v1::head_server::HeadServer;
 use cluster_types::Span;
 use head_core::HeadConfig;
@@ -11,7 +12,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -51,6 +51,7 @@ pub async fn serve<C: Core>(
     let history_at = config.history.clone();
     let mut leadership = Leadership::open(&config.state).await?;
     let loss_timeout = Span(u64::try_from(config.loss_timeout.as_micros()).unwrap_or(u64::MAX));
+    let (tasks_kept, lineage_memory) = (config.tasks_kept, config.lineage_memory);
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
     info!(address, "head started");
     ready();
@@ -67,7 +68,7 @@ pub async fn serve<C: Core>(
         .http2_keepalive_interval(Some(config.loss_timeout))
         .http2_keepalive_timeout(Some(config.loss_timeout))
         .add_service(InterceptedService::new(service, CheckToken::new(&config.token)))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+        .serve_with_incoming_shutdown(Incoming::new(listener, Patience::default()), async {
             let _ = stopped.await;
         });
     tokio::pin!(server);
@@ -84,12 +85,18 @@ pub async fn serve<C: Core>(
             info!(term = term.0, address, "head leads");
             let (file, history) = match &history_at {
                 Some(path) => {
-                    let (file, history) = HistoryFile::open(path, reign.begun.finished_kept);
+                    let (file, history) = HistoryFile::open(path, tasks_kept);
                     (Some(file), history)
                 }
                 None => Default::default(),
             };
-            let core = new_core(HeadConfig { loss_timeout, history, ..reign.begun });
+            let core = new_core(HeadConfig {
+                loss_timeout,
+                history,
+                finished_kept: tasks_kept,
+                lineage_budget: lineage_memory,
+                ..reign.begun
+            });
             let (inputs, received) = mpsc::unbounded_channel();
             door.send_replace(Door::Leads(inputs));
             let driver = Driver::new(core, reign.store, reign.tenure, file);

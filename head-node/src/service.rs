@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cluster_proto::heads::not_leading;
 use cluster_proto::limits::MAX_FRAME;
+use cluster_proto::strangers::Caller;
 use cluster_proto::stream::StreamEnd;
 use cluster_proto::v1::head_server::Head;
 use cluster_proto::v1::{FindGatewayRequest, FindGatewayResponse, NodeFrame, QueryRequest, QueryResponse};
@@ -84,10 +85,9 @@ impl Head for HeadService {
     type AttachStream = Outgoing;
 
     async fn attach(&self, request: Request<Streaming<NodeFrame>>) -> Result<Response<Outgoing>, Status> {
-        let same_host = match (request.remote_addr(), request.local_addr()) {
-            (Some(remote), Some(local)) => remote.ip() == local.ip(),
-            _ => false,
-        };
+        let same_host = request.extensions().get::<Caller>().is_some_and(|caller| {
+            matches!((caller.remote, caller.local), (Some(remote), Some(local)) if remote.ip() == local.ip())
+        });
         let mut frames = request.into_inner();
         let first = timeout(HELLO_TIMEOUT, frames.message())
             .await

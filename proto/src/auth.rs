@@ -6,6 +6,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use crate::strangers::Caller;
+
 /// The metadata entry that carries the token.
 pub const TOKEN_METADATA: &str = "cluster-token";
 
@@ -46,7 +48,12 @@ impl Interceptor for CheckToken {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let given = request.metadata().get(TOKEN_METADATA).and_then(|value| value.to_str().ok());
         match token_refusal(&self.expected, given) {
-            None => Ok(request),
+            None => {
+                if let Some(caller) = request.extensions().get::<Caller>() {
+                    caller.is_known();
+                }
+                Ok(request)
+            }
             Some(sentence) => Err(Status::unauthenticated(sentence)),
         }
     }

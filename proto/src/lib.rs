@@ -17,6 +17,7 @@ mod error;
 pub mod frame;
 pub mod heads;
 pub mod limits;
+pub mod strangers;
 pub mod stream;
 
 /// Messages and services as generated from `cluster/v1/*.proto`.

@@ -176,7 +176,7 @@ def main() -> int:
 def show_logs(net: Network) -> None:
     """The last that the daemons wrote."""
     for host in net.hosts.values():
-        for log in sorted(host.directory.glob("*.log")):
+        for log in sorted(host.directory.rglob("*.log")):
             with contextlib.suppress(OSError):
                 lines = log.read_text(errors="replace").splitlines()[-15:]
                 print(f"--- {host.name}: {log.name}", *lines, sep="\n", file=sys.stderr)

@@ -57,14 +57,26 @@ struct Signals {
     left: Notify,
 }
 
+/// How often the log hears how long the tables are, if it hears of such things at all.
+const SIZES_EVERY: Duration = Duration::from_secs(10);
+
 /// The node's state machine, as the loop uses it; the loop's own tests have another behind it.
 pub(crate) trait NodeCore {
     fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>);
+
+    /// How long its tables are.
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
 }
 
 impl NodeCore for worker_core::Node {
     fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
         worker_core::Node::step(self, now, event, effects);
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        worker_core::Node::sizes(self)
     }
 }
 
@@ -98,6 +110,8 @@ pub(crate) struct Daemon {
     /// The head's planning was cut short (rule S6): it goes on after the I/O that is due.
     head_again: bool,
     signals: Rc<Signals>,
+    /// When the log is told next how long the tables are.
+    tell_sizes_at: Instant,
 }
 
 /// What a daemon is put together from.
@@ -135,6 +149,7 @@ impl Handle {
             interrupted: Vec::new(),
             head_again: false,
             signals: signals.clone(),
+            tell_sizes_at: Instant::now(),
         };
         Handle { daemon: Rc::new(RefCell::new(daemon)), signals, scratch: scratch() }
     }
@@ -246,11 +261,22 @@ impl Daemon {
         self.head_again = false;
         self.interrupt_again();
         self.care_for_peers();
+        self.tell_sizes();
         self.push(Event::Tick);
         if matches!(self.head, HeadSide::Embedded { .. }) {
             self.push_head(head_core::event::Event::Tick);
         }
         self.pump();
+    }
+
+    /// For whoever asks what a daemon needs its memory for.
+    fn tell_sizes(&mut self) {
+        if tracing::enabled!(tracing::Level::DEBUG) && Instant::now() >= self.tell_sizes_at {
+            self.tell_sizes_at = Instant::now() + SIZES_EVERY;
+            let tables = self.node.sizes().into_iter().filter(|(_, size)| *size > 0);
+            let tables: Vec<String> = tables.map(|(table, size)| format!("{table} {size}")).collect();
+            tracing::debug!(tables = tables.join(", "), "what is remembered");
+        }
     }
 
     /// A signal that arrives between the executor's last look and its system call ends neither.

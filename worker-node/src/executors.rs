@@ -12,7 +12,7 @@ use worker_core::event::PROGRAM;
 use crate::devices::show_devices;
 use crate::event_loop::{Daemon, Handle};
 use crate::programs::Program;
-use crate::supervisor::{ExecutorEvent, ExecutorOrder};
+use crate::supervisor::{ExecutorEvent, ExecutorOrder, Tail};
 
 /// An executor that has not attached by then never will.
 const ATTACH_WITHIN: Duration = Duration::from_secs(60);
@@ -31,6 +31,8 @@ struct Executor {
     offered: [u64; SLOTS],
     job: JobId,
     client: Option<ClientId>,
+    /// What it wrote to its stderr, through Python and past it, in the order in which it came here.
+    stderr: Tail,
 }
 
 impl Executors {
@@ -87,6 +89,21 @@ impl Executors {
         }
     }
 
+    /// A line of its stderr, should it have to explain its end.
+    pub(crate) fn wrote(&mut self, executor: u32, line: &str) {
+        if let Some(known) = self.known.get_mut(&executor) {
+            known.stderr.push(line);
+        }
+    }
+
+    /// How it ended, with what it wrote last; `told` has only what came past Python.
+    fn explain(&self, executor: u32, what: String, told: String) -> String {
+        match self.known.get(&executor).filter(|known| !known.stderr.is_empty()) {
+            Some(known) => known.stderr.explain(what),
+            None => told,
+        }
+    }
+
     fn client(&self, executor: u32) -> Option<(ClientId, JobId)> {
         let known = self.known.get(&executor)?;
         Some((known.client?, known.job))
@@ -112,7 +129,8 @@ impl Daemon {
     ) {
         let page = match DaemonPage::create().and_then(|page| Ok((page.fd().try_clone_to_owned()?, page))) {
             Ok((fd, page)) => {
-                let known = Executor { page, offered: [0; SLOTS], job, client: None };
+                let known =
+                    Executor { page, offered: [0; SLOTS], job, client: None, stderr: Tail::default() };
                 self.executors.known.insert(executor, known);
                 fd
             }
@@ -175,6 +193,9 @@ pub(crate) fn on_event(handle: &Handle, event: ExecutorEvent) {
         }
         ExecutorEvent::Printed { executor, pid, stderr, text } => {
             let mut daemon = handle.borrow();
+            if stderr {
+                daemon.executors.wrote(executor, &text);
+            }
             if let Some((client, job)) = daemon.executors.client(executor) {
                 daemon.printed(client, job, pid, stderr, text);
                 daemon.pump();
@@ -182,20 +203,21 @@ pub(crate) fn on_event(handle: &Handle, event: ExecutorEvent) {
                 tracing::info!(executor, pid, text, "an executor printed before it attached");
             }
         }
-        ExecutorEvent::Exited { executor, cause } => {
-            tokio::task::spawn_local(end(handle.clone(), executor, cause));
+        ExecutorEvent::Exited { executor, what, cause } => {
+            tokio::task::spawn_local(end(handle.clone(), executor, what, cause));
         }
     }
 }
 
 /// Reads what the executor had still said, then tells the core of its end.
-async fn end(handle: Handle, executor: u32, cause: String) {
+async fn end(handle: Handle, executor: u32, what: String, cause: String) {
     let client = handle.borrow().executors.client(executor).map(|(client, _)| client);
     let drained = client.and_then(|client| Some(handle.borrow().clients.get(&client)?.drained.clone()));
     if let Some(mut drained) = drained {
         let _ = tokio::time::timeout(DRAIN_WITHIN, drained.wait_for(|drained| *drained)).await;
     }
     let mut daemon = handle.borrow();
+    let cause = daemon.executors.explain(executor, what, cause);
     let unstarted = daemon.executors.end(executor);
     daemon.push(Event::ExecutorExited { executor, cause, unstarted });
     if let Some(client) = client {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use cluster_proto::auth::CheckToken;
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
+use cluster_proto::strangers::{Incoming, Patience};
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1::client_service_server::{ClientService, ClientServiceServer};
 use cluster_proto::{Codec, v1};
@@ -17,7 +18,7 @@ use cluster_types::{ClientHello, ClientKind, NodeToClient};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
@@ -119,11 +120,10 @@ pub(crate) async fn serve(handle: Handle, listener: TcpListener) -> std::io::Res
     let service = InterceptedService::new(service, CheckToken::new(&handle.borrow().token));
     tokio::task::spawn_local(async move {
         let server = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(Incoming::new(listener, Patience::default()));
         if let Err(error) = server.await {
             tracing::error!(%error, "the gateway has ended");
         }

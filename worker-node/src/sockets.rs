@@ -196,6 +196,13 @@ impl Daemon {
         let mut goodbye = false;
         for message in messages {
             goodbye |= matches!(message, ClientToNode::Goodbye);
+            if let ClientToNode::Log(line) = &message
+                && line.stderr
+                && let Some(ClientKind::Executor { executor }) =
+                    self.clients.get(&client).map(|known| known.kind.clone())
+            {
+                self.executors.wrote(executor, &line.text);
+            }
             self.push(Event::FromClient { client, message });
         }
         Ok(goodbye)

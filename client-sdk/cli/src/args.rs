@@ -205,6 +205,15 @@ pub struct UpArgs {
     /// How long a node may be silent before it counts as lost; said to the head [default: 5s]
     #[arg(long, env = "CLUSTER_LOSS_TIMEOUT", value_name = "TIME", value_parser = parse_time)]
     pub loss_timeout: Option<Duration>,
+    /// Finished tasks that `cluster list tasks` and `cluster why` know; said to the head [default: 10000]
+    #[arg(long, env = "CLUSTER_TASKS_KEPT", value_name = "N")]
+    pub tasks_kept: Option<usize>,
+    /// Memory for what it takes to make lost objects again, like 1GiB; said to the head [default: 256MiB]
+    #[arg(long, env = "CLUSTER_LINEAGE_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub lineage_memory: Option<u64>,
+    /// How large a daemon's log may grow; the one before it is kept too [default: 64MiB]
+    #[arg(long, env = "CLUSTER_LOG_SIZE", value_name = "SIZE", value_parser = parse_bytes)]
+    pub log_size: Option<u64>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

@@ -21,7 +21,7 @@ pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
 const DRAIN_SECONDS: f64 = 25.0;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 25] = [
     "host",
     "advertise",
     "port",
@@ -43,6 +43,9 @@ const KEYS: [&str; 22] = [
     "join",
     "state",
     "loss_timeout_seconds",
+    "tasks_kept",
+    "lineage_memory",
+    "log_size",
     "drain_seconds",
 ];
 
@@ -76,6 +79,11 @@ pub struct FileConfig {
     join: Option<String>,
     state: Option<String>,
     loss_timeout_seconds: Option<f64>,
+    tasks_kept: Option<usize>,
+    #[serde(deserialize_with = "size")]
+    lineage_memory: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    log_size: Option<u64>,
     drain_seconds: Option<f64>,
 }
 
@@ -96,6 +104,9 @@ pub struct UpConfig {
     pub offer: OfferConfig,
     pub token_file: Option<PathBuf>,
     pub loss_timeout_ms: u64,
+    pub tasks_kept: usize,
+    pub lineage_memory: u64,
+    pub log_size: u64,
     pub drain_ms: u64,
 }
 
@@ -209,6 +220,9 @@ impl UpConfig {
                 durable: args.offer.durable.clone().or(file.durable).map(durable).transpose()?,
             },
             loss_timeout_ms: (seconds * 1000.0) as u64,
+            tasks_kept: args.tasks_kept.or(file.tasks_kept).unwrap_or(10_000),
+            lineage_memory: args.lineage_memory.or(file.lineage_memory).unwrap_or(256 << 20),
+            log_size: args.log_size.or(file.log_size).unwrap_or(64 << 20),
         })
     }
 
@@ -456,6 +470,8 @@ mod tests {
             ("resources = { CPU = 1 }", "--num-cpus"),
             ("loss_timeout_seconds = 0", "between"),
             ("drain_seconds = -1", "between"),
+            ("lineage_memory = \"lots\"", "4GiB"),
+            ("tasks_kept = -1", "tasks_kept"),
             ("durable = \"gs://bucket\"", "s3://bucket/prefix"),
             ("num_cpus = ", "line 1"),
         ] {

@@ -14,6 +14,7 @@ use worker_node::{EmbeddedConfig, Offer, WorkerConfig, WorkerError};
 
 use crate::args::{DaemonArgs, EmbeddedArgs};
 use crate::config::OfferConfig;
+use crate::daemon_log::LogSettings;
 use crate::error::CliError;
 
 /// What `cluster up` tells a head daemon.
@@ -28,6 +29,9 @@ pub struct HeadSettings {
     /// `host:port` where others reach this head.
     pub address: String,
     pub loss_timeout_ms: u64,
+    pub tasks_kept: usize,
+    pub lineage_memory: u64,
+    pub log: LogSettings,
 }
 
 /// What `cluster up` tells a worker daemon.
@@ -42,12 +46,14 @@ pub struct WorkerSettings {
     pub advertise: String,
     /// See [`WorkerConfig::drain`].
     pub drain_ms: u64,
+    pub log: LogSettings,
 }
 
 /// Runs a head until SIGTERM. One line on standard output says that it listens.
 pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
     let settings: HeadSettings = settings(args)?;
     let ready = detach()?;
+    settings.log.clone().keep_small()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -62,6 +68,8 @@ pub fn head(args: &DaemonArgs) -> Result<(), CliError> {
             state: state_at(&settings)?,
             history: Some(settings.history.clone()),
             loss_timeout: Duration::from_millis(settings.loss_timeout_ms),
+            tasks_kept: settings.tasks_kept,
+            lineage_memory: settings.lineage_memory,
             ..head_node::Config::new(token(&settings.token_file)?)
         };
         let shutdown = async {
@@ -116,6 +124,7 @@ fn cannot_listen(settings: &HeadSettings, error: &std::io::Error) -> CliError {
 pub fn worker(args: &DaemonArgs) -> Result<(), CliError> {
     let settings: WorkerSettings = settings(args)?;
     let ready = detach()?;
+    settings.log.keep_small()?;
     let token = token(&settings.token_file)?;
     worker_node::run_worker(WorkerConfig {
         dir: settings.dir,

@@ -14,6 +14,7 @@
 mod args;
 mod ask;
 mod config;
+mod daemon_log;
 mod daemons;
 mod down;
 mod drain;

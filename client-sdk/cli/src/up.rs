@@ -11,6 +11,7 @@ use worker_node::Ready;
 
 use crate::args::UpArgs;
 use crate::config::{UpConfig, facing};
+use crate::daemon_log::LogSettings;
 use crate::daemons::{HeadSettings, WorkerSettings};
 use crate::down::end_daemons;
 use crate::error::CliError;
@@ -143,6 +144,9 @@ fn start_head(config: &UpConfig) -> Result<u32, CliError> {
         state_url: config.state.as_ref().map(ToString::to_string),
         address: outside(config),
         loss_timeout_ms: config.loss_timeout_ms,
+        tasks_kept: config.tasks_kept,
+        lineage_memory: config.lineage_memory,
+        log: LogSettings { path: dir.log("head"), size: config.log_size },
     };
     let (pid, _) = start_daemon(dir, "head", &settings)?;
     Ok(pid)
@@ -161,6 +165,7 @@ fn start_worker(config: &UpConfig, head: String, head_pid: Option<u32>) -> Resul
         gateway_listen: gateway,
         advertise: advertised(config, host),
         drain_ms: config.drain_ms,
+        log: LogSettings { path: dir.log("worker"), size: config.log_size },
     };
     let (worker_pid, line) = start_daemon(dir, "worker", &settings)?;
     let ready: Ready = serde_json::from_str(&line)

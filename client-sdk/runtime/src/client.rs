@@ -562,8 +562,10 @@ impl Client {
         }
         let mut inner = shared.lock();
         if inner.lost.is_none() {
+            // What is written to stderr may be the last that this process says, and tell why.
+            let at_once = line.stderr;
             inner.core.push(ClientToNode::Log(line));
-            shared.after_append(inner, false);
+            shared.after_append(inner, at_once);
         }
     }
 

@@ -23,11 +23,12 @@ enum Next {
 impl Inner {
     fn begin(&mut self, slot: u16, task: &Task) {
         let task_name = task.spec.template.name.clone();
+        let once = task.spec.template.max_retries == 0;
         let (tag, task, thread) = (task.tag, task.spec.id, std::thread::current().id());
         let caller = self.callers.remove(&tag);
         let name = caller.map(|_| task_name);
         let said = self.core.outbox().said();
-        self.running.insert(tag, Current { tag, slot, task, thread, caller, name, said });
+        self.running.insert(tag, Current { tag, slot, task, thread, caller, name, said, once });
     }
 }
 
@@ -191,7 +192,8 @@ impl Client {
         }
         inner.core.push(ClientToNode::Completed(Completion { tag, result, micros }));
         inner.gathered += 1;
-        if inner.runs.is_empty() || inner.gathered >= COMPLETIONS {
+        // The next task may end this process, and what was not reported then counts as failed with it.
+        if inner.runs.is_empty() || inner.gathered >= COMPLETIONS || current.once {
             drop(inner);
             shared.flush();
         } else {

@@ -144,6 +144,8 @@ pub(crate) struct Current {
     pub(crate) name: Option<Arc<str>>,
     /// What this process had told its daemon when it began.
     pub(crate) said: u64,
+    /// It may not be tried again.
+    pub(crate) once: bool,
 }
 
 /// The sending side: messages are taken from the outbox and encoded under this lock, so that they leave in order.

@@ -43,6 +43,7 @@ mod records;
 mod recovery;
 mod scheduler;
 mod shapes;
+mod sizes;
 mod slab;
 mod starving;
 mod streams;

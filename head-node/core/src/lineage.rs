@@ -60,6 +60,15 @@ impl Lineage {
         self.leaves.get(&object).map_or(0, |(times, _)| *times)
     }
 
+    pub fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("kept specs", self.kept.len()),
+            ("order of kept specs", self.order.len()),
+            ("bytes of kept specs", self.bytes as usize),
+            ("objects held by kept specs", self.leaves.len()),
+        ]
+    }
+
     /// Everything that is held.
     pub fn held(&self) -> impl Iterator<Item = ObjectId> + '_ {
         self.leaves.keys().copied()

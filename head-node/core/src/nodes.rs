@@ -78,16 +78,19 @@ impl Node {
     }
 }
 
+/// Lost nodes that are remembered.
+const LOST_KEPT: usize = 1000;
+
 /// All nodes that are alive. A lost node's index finds nothing, ever.
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     slab: Slab<NodeIx, Node>,
     index: Map<NodeId, NodeIx>,
     alive: Vec<NodeIx>,
-    /// The highest incarnation each node had.
+    /// The highest incarnation each node had, of those that were lost the last ones.
     pub incarnations: Map<NodeId, Incarnation>,
     /// For messages: what lost nodes were called.
-    lost: VecDeque<(NodeIx, Arc<str>)>,
+    lost: VecDeque<(NodeIx, NodeId, Arc<str>)>,
     /// Nodes whose books changed.
     pub dirty: Vec<NodeIx>,
     /// Whether any ever joined.
@@ -108,9 +111,14 @@ impl Nodes {
         let node = self.slab.retire(ix)?;
         self.index.remove(&node.id);
         self.alive.retain(|alive| *alive != ix);
-        self.lost.push_back((ix, node.hostname.clone()));
-        if self.lost.len() > 1000 {
-            self.lost.pop_front();
+        self.lost.push_back((ix, node.id, node.hostname.clone()));
+        // One that comes back after so many others were lost tells itself which incarnation it had.
+        if self.lost.len() > LOST_KEPT
+            && let Some((_, oldest, _)) = self.lost.pop_front()
+            && !self.index.contains_key(&oldest)
+            && !self.lost.iter().any(|(_, id, _)| *id == oldest)
+        {
+            self.incarnations.remove(&oldest);
         }
         Some(node)
     }
@@ -150,8 +158,8 @@ impl Nodes {
         if let Some(node) = self.slab.get(ix) {
             return node.hostname.clone();
         }
-        let lost = self.lost.iter().find(|(lost, _)| *lost == ix);
-        lost.map_or_else(|| "a lost node".into(), |(_, hostname)| hostname.clone())
+        let lost = self.lost.iter().find(|(lost, _, _)| *lost == ix);
+        lost.map_or_else(|| "a lost node".into(), |(_, _, hostname)| hostname.clone())
     }
 
     /// The node's books changed for the better: it is offered to the shapes in this step's plan.

@@ -230,6 +230,17 @@ impl Objects {
         object.value = ObjectValue::Failed(Box::new(failure));
     }
 
+    pub fn sizes(&self) -> [(&'static str, usize); 6] {
+        [
+            ("objects", self.count),
+            ("slots for objects", self.slab.slots()),
+            ("makers of objects", self.makers.len()),
+            ("doubtful objects", self.doubtful.len()),
+            ("cached small values", self.cached.len()),
+            ("bytes of cached small values", self.cached_bytes as usize),
+        ]
+    }
+
     pub fn over_budget(&self, budget: u64) -> bool {
         self.cached_bytes > budget || (self.cached.len() > 1024 && self.cached.len() > 4 * self.count)
     }

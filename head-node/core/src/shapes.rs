@@ -228,6 +228,10 @@ impl Shapes {
         self.slab.get_mut(ix)
     }
 
+    pub fn len(&self) -> usize {
+        self.slab.iter().count()
+    }
+
     pub fn alive(&self) -> &[ShapeIx] {
         &self.alive
     }

@@ -82,6 +82,11 @@ impl<I: Index, T> Slab<I, T> {
         self.slots.get_mut(ix.at())?.take()
     }
 
+    /// Slots, used or free.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub fn get(&self, ix: I) -> Option<&T> {
         self.slots.get(ix.at())?.as_ref()
     }

@@ -301,6 +301,16 @@ impl Tasks {
         Attempt { term: task.term, n: task.attempt }
     }
 
+    pub fn sizes(&self) -> [(&'static str, usize); 5] {
+        [
+            ("tasks", self.count),
+            ("slots for tasks", self.slab.slots()),
+            ("submitters of tasks", self.submitters.len()),
+            ("ended tasks", self.history.len()),
+            ("ids of ended tasks", self.history_ids.values().map(Set::len).sum()),
+        ]
+    }
+
     pub fn audit(&self) -> Result<(), String> {
         let mut count = 0;
         for (ix, task) in self.slab.iter() {

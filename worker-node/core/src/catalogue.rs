@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cluster_types::task::InGroup;
-use cluster_types::{JobId, Map, Resources, TaskTemplate};
+use cluster_types::{JobId, Map, Resources, Set, TaskTemplate};
 
 /// What executors must have in common to be interchangeable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +42,10 @@ pub(crate) struct Catalogue {
     /// What is asked for and, of tasks in a placement group, the group and the bundle: no lease leaves its bundle.
     shapes: Map<(Resources, Option<InGroup>), ShapeKey>,
     pools: Map<PoolTraits, PoolKey>,
-    pub(crate) traits: Vec<PoolTraits>,
+    pub(crate) traits: BTreeMap<PoolKey, PoolTraits>,
+    /// Shapes and pools that were named, for names are not used twice.
+    shapes_named: u32,
+    pools_named: u32,
 }
 
 /// Templates remembered before those no task uses are forgotten.
@@ -53,18 +56,36 @@ impl Catalogue {
         let key = Arc::as_ptr(template) as usize;
         if self.known.len() > TEMPLATES && !self.known.contains_key(&key) {
             self.known.retain(|_, known| Arc::strong_count(&known.template) > 1);
+            // What has a shape has its template too.
+            let used: Set<ShapeKey> = self.known.values().map(|known| known.shape).collect();
+            self.shapes.retain(|_, shape| used.contains(shape));
         }
-        let next = ShapeKey(self.shapes.len() as u32);
+        let named = &mut self.shapes_named;
+        let next = || {
+            *named += 1;
+            ShapeKey(*named)
+        };
         let shapes = &mut self.shapes;
         // The entry holds the template, so its address names it as long as the entry lives.
         self.known.entry(key).or_insert_with(|| Known {
             template: template.clone(),
-            shape: *shapes.entry((template.resources.clone(), template.strategy.group())).or_insert(next),
+            shape: *shapes
+                .entry((template.resources.clone(), template.strategy.group()))
+                .or_insert_with(next),
             env_vars: Arc::new(template.env_vars.clone()),
             pool: None,
             micros: 0,
             samples: 0,
         })
+    }
+
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("templates", self.known.len()),
+            ("kinds of leases", self.shapes.len()),
+            ("kinds of pools", self.pools.len()),
+            ("traits of pools", self.traits.len()),
+        ]
     }
 
     pub(crate) fn shape(&mut self, template: &Arc<TaskTemplate>) -> ShapeKey {
@@ -79,15 +100,30 @@ impl Catalogue {
         }
         let remember = gpus.is_empty();
         let traits = PoolTraits { job, env_vars: known.env_vars.clone(), gpus };
-        let next = PoolKey(self.traits.len() as u32);
-        let pool = *self.pools.entry(traits.clone()).or_insert(next);
-        if pool == next {
-            self.traits.push(traits);
-        }
+        let pool = match self.pools.get(&traits) {
+            Some(pool) => *pool,
+            None => {
+                self.pools_named += 1;
+                let pool = PoolKey(self.pools_named);
+                self.pools.insert(traits.clone(), pool);
+                self.traits.insert(pool, traits);
+                pool
+            }
+        };
         if remember {
             self.known(template).pool = Some((job, pool));
         }
         pool
+    }
+
+    /// Forgets a pool that nothing uses.
+    pub(crate) fn forget_pool(&mut self, pool: PoolKey) {
+        if let Some(traits) = self.traits.remove(&pool) {
+            self.pools.remove(&traits);
+        }
+        for known in self.known.values_mut() {
+            known.pool = known.pool.filter(|(_, of)| *of != pool);
+        }
     }
 
     /// A task of the template ran this long.

@@ -58,8 +58,7 @@ impl Node {
                     .get(executor)
                     .filter(|known| known.client.is_none())
                     .map(|known| known.pool);
-                let job =
-                    pool.and_then(|pool| self.catalogue.traits.get(pool.0 as usize)).map(|traits| traits.job);
+                let job = pool.and_then(|pool| self.catalogue.traits.get(&pool)).map(|traits| traits.job);
                 let Some((job, info)) = job.and_then(|job| Some((job, self.jobs.get(&job)?.clone()))) else {
                     let reason =
                         "this daemon expects no such executor: its job is over, or it attached twice"

@@ -30,6 +30,17 @@ pub(crate) struct Durable {
     released: Vec<ClientId>,
 }
 
+impl Durable {
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("durable writes", self.writes.len()),
+            ("tasks with durable results", self.tasks.len()),
+            ("ends without executors", self.orphans.len()),
+            ("events held back", self.held.values().map(Vec::len).sum()),
+        ]
+    }
+}
+
 #[derive(Debug)]
 struct Results {
     executor: ClientId,

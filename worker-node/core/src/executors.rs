@@ -10,7 +10,7 @@ use cluster_types::{
 };
 
 use crate::attempts::{Queue, Stage};
-use crate::catalogue::PoolKey;
+use crate::catalogue::{PoolKey, PoolTraits};
 use crate::event::{Effect, PROGRAM};
 use crate::node::{Node, failure};
 use crate::short_memory::OutOfMemory;
@@ -100,6 +100,28 @@ impl Node {
         self.pools.entry(key).or_default()
     }
 
+    /// Forgets the pools of jobs that are over, and queues that nobody is in.
+    pub(crate) fn forget_pools(&mut self) {
+        self.ahead.retain(|_, queue| !queue.is_empty());
+        let jobs = &self.jobs;
+        let over =
+            |(pool, traits): (&PoolKey, &PoolTraits)| (!jobs.contains_key(&traits.job)).then_some(*pool);
+        let mut over: Set<PoolKey> = self.catalogue.traits.iter().filter_map(over).collect();
+        if over.is_empty() {
+            return;
+        }
+        for used in self.executors.values().map(|known| known.pool) {
+            over.remove(&used);
+        }
+        for used in self.attempts.values().map(|known| known.pool) {
+            over.remove(&used);
+        }
+        for pool in over {
+            self.pools.remove(&pool);
+            self.catalogue.forget_pool(pool);
+        }
+    }
+
     /// Gives a ready attempt with a lease an executor, or has it wait for one.
     pub(crate) fn dispatch(&mut self, task: TaskId, effects: &mut Vec<Effect>) {
         let Some(key) = self.attempts.get(&task).map(|attempt| attempt.pool) else { return };
@@ -131,7 +153,7 @@ impl Node {
             }
             self.pipeline(executor, effects);
         }
-        let traits = self.catalogue.traits[key.0 as usize].clone();
+        let Some(traits) = self.catalogue.traits.get(&key).cloned() else { return };
         let Some(info) = self.jobs.get(&traits.job).cloned() else { return };
         let program = self.program(&traits.env_vars);
         let pool = self.pool(key);

@@ -59,6 +59,17 @@ enum State {
     Closing,
 }
 
+impl Far {
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("nodes of callees", self.callees.len()),
+            ("routes to actors", self.routes.len()),
+            ("actors asked about", self.asked.len()),
+            ("unconfirmed messages", self.unconfirmed.len()),
+        ]
+    }
+}
+
 impl Node {
     // ---- the callers' node ----
 

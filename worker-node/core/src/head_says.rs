@@ -141,7 +141,7 @@ impl Node {
     pub(crate) fn job_ended(&mut self, job: JobId, effects: &mut Vec<Effect>) {
         self.jobs.remove(&job);
         let traits = &self.catalogue.traits;
-        let of_job = |executor: &Executor| traits[executor.pool.0 as usize].job == job;
+        let of_job = |executor: &Executor| traits.get(&executor.pool).is_some_and(|traits| traits.job == job);
         let ending: Vec<u32> =
             self.executors.iter().filter(|(_, known)| of_job(known)).map(|(id, _)| *id).collect();
         for executor in ending {

@@ -15,7 +15,7 @@
 //! | `streams` | items that tasks yield while they run |
 //! | `places` | what lies where in memory, and what may go to disk |
 //! | `memory`, `segments`, `pressure` | who waits for memory, leases of it, and what makes room (rules P2 to P5) |
-//! | `audit` | what must hold between steps |
+//! | `audit`, `sizes` | what must hold between steps, and how much is remembered |
 
 mod actors;
 mod admission;
@@ -39,6 +39,7 @@ mod places;
 mod pressure;
 mod segments;
 mod short_memory;
+mod sizes;
 mod streams;
 mod successor;
 #[cfg(test)]

@@ -165,6 +165,7 @@ impl Node {
         }
         if self.now >= self.next_heartbeat {
             self.next_heartbeat = self.now + HEARTBEAT;
+            self.forget_pools();
             if self.connected {
                 let store = self.store_usage();
                 effects.push(Effect::ToHead(NodeToHead::Heartbeat {

@@ -75,6 +75,18 @@ enum Way {
 }
 
 impl Remembered {
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 7] {
+        [
+            ("unfinished tasks", self.unfinished.len()),
+            ("specs of ended tasks", self.made.len()),
+            ("bytes of specs of ended tasks", self.made_bytes),
+            ("makers of what is taken", self.takers.len()),
+            ("reasons of failures", self.failed.len()),
+            ("questions", self.questions.len()),
+            ("unsettled messages", self.unsettled.len()),
+        ]
+    }
+
     /// Whether this task's end is not known.
     pub(crate) fn awaits(&self, task: TaskId) -> bool {
         self.unfinished.get(&task).is_some_and(|known| known.way != Way::Expected)

@@ -68,6 +68,10 @@ impl Tail {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     /// The sentence, with the lines if there are any.
     pub(crate) fn explain(&self, what: String) -> String {
         if self.lines.is_empty() {

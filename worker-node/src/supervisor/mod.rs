@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use exit::Tail;
+pub(crate) use exit::Tail;
 pub use launcher::launch_programs;
 use zygote::{Environment, Order, Said, Zygote};
 
@@ -116,6 +116,8 @@ pub enum ExecutorEvent {
         /// Which.
         executor: u32,
         /// For people.
+        what: String,
+        /// The same, with the last lines that it wrote to its stderr past Python's own stream.
         cause: String,
     },
 }
@@ -207,14 +209,15 @@ impl Supervisor {
         if let Err(reason) = self.try_start(order) {
             let mut inner = self.inner.borrow_mut();
             inner.executors.remove(&executor);
-            inner.tell(ExecutorEvent::Exited { executor, cause: format!("could not start: {reason}") });
+            let what = format!("could not start: {reason}");
+            inner.tell(ExecutorEvent::Exited { executor, cause: what.clone(), what });
         }
     }
 
     /// Reports that an executor cannot be started.
     pub fn refuse(&self, executor: u32, reason: String) {
         let cause = format!("could not start: {reason}");
-        self.inner.borrow().tell(ExecutorEvent::Exited { executor, cause });
+        self.inner.borrow().tell(ExecutorEvent::Exited { executor, what: cause.clone(), cause });
     }
 
     /// Where this machine's daemons keep their files.
@@ -448,8 +451,8 @@ impl Inner {
 
     fn exited(&mut self, executor: u32, what: String) {
         if let Some(known) = self.executors.remove(&executor) {
-            let cause = known.stderr.borrow().explain(what);
-            self.tell(ExecutorEvent::Exited { executor, cause });
+            let cause = known.stderr.borrow().explain(what.clone());
+            self.tell(ExecutorEvent::Exited { executor, what, cause });
         }
     }
 

@@ -54,7 +54,8 @@ pub enum Opened {
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Connections above this number are told that the server is busy. Each costs a thread.
+    /// Connections above this number are told that the server is busy, unless a stranger can make room. Each costs a
+    /// thread.
     pub max_connections: usize,
     /// How long a stranger may take to present the token.
     pub handshake_timeout: Duration,
@@ -79,6 +80,12 @@ pub struct DataServer {
     acceptor: Option<JoinHandle<Vec<JoinHandle<()>>>>,
 }
 
+struct Open {
+    stream: Arc<TcpStream>,
+    /// It has not shown the token yet.
+    is_stranger: bool,
+}
+
 struct Shared {
     token: Vec<u8>,
     source: Arc<dyn ObjectSource>,
@@ -86,7 +93,7 @@ struct Shared {
     stopping: AtomicBool,
     /// Wakes the acceptor.
     wake: OwnedFd,
-    open: Mutex<FxHashMap<u64, Arc<TcpStream>>>,
+    open: Mutex<FxHashMap<u64, Open>>,
 }
 
 impl DataServer {
@@ -146,8 +153,8 @@ impl Drop for DataServer {
         let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         let Some(Ok(threads)) = self.acceptor.take().map(JoinHandle::join) else { return };
         // With the acceptor gone, no connection can be added.
-        for stream in self.shared.open().values() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for open in self.shared.open().values() {
+            let _ = open.stream.shutdown(Shutdown::Both);
         }
         for thread in threads {
             let _ = thread.join();
@@ -156,7 +163,7 @@ impl Drop for DataServer {
 }
 
 impl Shared {
-    fn open(&self) -> MutexGuard<'_, FxHashMap<u64, Arc<TcpStream>>> {
+    fn open(&self) -> MutexGuard<'_, FxHashMap<u64, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -201,23 +208,35 @@ fn begin(stream: TcpStream, number: u64, shared: &Arc<Shared>) -> Option<JoinHan
     let stream = Arc::new(stream);
     {
         let mut open = shared.open();
-        if open.len() >= shared.config.max_connections {
+        if open.len() >= shared.config.max_connections && !part_with_a_stranger(&mut open) {
             // Without reading what it says: a few bytes into an empty buffer do not block.
             let _ = rustix::net::send(&*stream, &wire::verdict(Some(Refusal::Busy)), SendFlags::NOSIGNAL);
             return None;
         }
-        open.insert(number, stream.clone());
+        open.insert(number, Open { stream: stream.clone(), is_stranger: true });
     }
     let registered = Registered { number, shared: shared.clone() };
     let builder = Builder::new().name("data-send".to_owned()).stack_size(256 << 10);
     with_signals_blocked(|| {
         builder.spawn(move || {
             // How a connection ends is the peer's business: it sees it, and asks elsewhere.
-            let _ = serve(&stream, &registered.shared);
+            let _ = serve(&stream, &registered);
             drop(registered);
         })
     })
     .ok()
+}
+
+/// Closes the connection that has owed the token for longest, so that others need not wait for it; whether there was
+/// one.
+fn part_with_a_stranger(open: &mut FxHashMap<u64, Open>) -> bool {
+    let strangers = open.iter().filter(|(_, open)| open.is_stranger);
+    let Some(oldest) = strangers.map(|(number, _)| *number).min() else { return false };
+    if let Some(stranger) = open.remove(&oldest) {
+        // Its thread ends by this.
+        let _ = stranger.stream.shutdown(Shutdown::Both);
+    }
+    true
 }
 
 /// Takes the connection off the list when its thread ends, however that happens.
@@ -226,16 +245,25 @@ struct Registered {
     shared: Arc<Shared>,
 }
 
+impl Registered {
+    fn is_known(&self) {
+        if let Some(open) = self.shared.open().get_mut(&self.number) {
+            open.is_stranger = false;
+        }
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.open().remove(&self.number);
     }
 }
 
-fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+fn serve(stream: &TcpStream, registered: &Registered) -> io::Result<()> {
+    let shared = &registered.shared;
     set_up(stream)?;
     stream.set_write_timeout(Some(shared.config.stall_timeout))?;
-    if !shake_hands(stream, shared)? {
+    if !shake_hands(stream, registered)? {
         return Ok(());
     }
     loop {
@@ -274,7 +302,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// True if the peer is one of ours.
-fn shake_hands(stream: &TcpStream, shared: &Shared) -> io::Result<bool> {
+fn shake_hands(stream: &TcpStream, registered: &Registered) -> io::Result<bool> {
+    let shared = &registered.shared;
     let deadline = Instant::now() + shared.config.handshake_timeout;
     let mut head = [0; wire::HELLO];
     read_exact_until(stream, &mut head, deadline)?;
@@ -287,6 +316,7 @@ fn shake_hands(stream: &TcpStream, shared: &Shared) -> io::Result<bool> {
     } else if version != wire::VERSION {
         Some(Refusal::Version(version))
     } else {
+        registered.is_known();
         None
     };
     send_all(stream, &wire::verdict(refusal), SendFlags::empty())?;

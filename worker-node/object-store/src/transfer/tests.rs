@@ -262,6 +262,16 @@ fn refusals_say_why() {
     drop(first);
 }
 
+#[test]
+fn strangers_that_say_nothing_keep_nobody_out() {
+    let (server, _drops) = server(ServerConfig { max_connections: 4, ..ServerConfig::default() });
+    let peer = server.address().to_string();
+    let silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(&peer).unwrap()).collect();
+    assert!(pull(&puller(), &peer, key(b'b', 1, 5)).is_ok());
+    assert!(server.connections() <= 4);
+    drop(silent);
+}
+
 fn version_peer() -> (String, std::thread::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
