@@ -267,34 +267,38 @@ def million() -> Figures:
         return json.loads(host.python(MILLION, timeout=900, arguments=arguments).stdout.splitlines()[-1])
 
 
-def rust() -> Figures:
-    """The Rust SDK's own figures, from its example that measures them, built as users build."""
+def example(package: str, name: str) -> dict[str, float]:
+    """What an example of ours that measures says in its last line, built as users build."""
     cargo = shutil.which("cargo") or str(Path.home() / ".cargo/bin/cargo")
-    build = [
-        cargo,
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "--package",
-        "concurrent-ml",
-        "--example",
-        "figures",
-    ]
+    build = [cargo, "build", "--quiet", "--release", "--locked", "--package", package, "--example", name]
     subprocess.run(build, cwd=ROOT, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     # The command that came with the package.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("CLUSTER_")}
     environment = {**inherited, "CLUSTER_BINARY": str(Path(sys.executable).parent / "cluster")}
     done = subprocess.run(
-        [target / "release/examples/figures"],
+        [target / "release/examples" / name],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
         check=True,
     )
-    figures = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def decisions() -> Figures:
+    """The head's core by itself, on one core."""
+    return {
+        "scheduling decisions of one core: 1,000 nodes, 100,000 queued tasks": example(
+            "head-core", "decisions"
+        )["decisions_per_second"]
+    }
+
+
+def rust() -> Figures:
+    """The Rust SDK's own figures."""
+    figures = example("concurrent-ml", "figures")
     return {
         "Rust: no-op tasks from one client": figures["rust_tasks_per_second"],
         "Rust: a no-op task, sync": figures["rust_sync_us"],
@@ -321,6 +325,7 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
         ("a thousand actors of no CPU, made and called once", "an actor's private memory, one of a thousand"),
         lambda: program(ACTORS),
     ),
+    (("scheduling decisions of one core: 1,000 nodes, 100,000 queued tasks",), decisions),
     (("store's footprint under the mix, of live bytes",), lambda: program(FOOTPRINT, {"FOOTPRINT_RUN": "1"})),
     ((heads.HEAD_RESTART,), heads.head_restart),
     ((heads.FAILOVER,), heads.failover),

@@ -80,6 +80,7 @@ ALONE = (
     Row("transfer between two namespaces, of one iperf3 stream", "×", at_least=0.7),
     Row("a million queued tasks: head's memory", "MiB", at_most=1024, lower_is_better=True),
     Row("a million queued tasks: last tenth's rate, of the first's", "×", at_least=0.8),
+    Row("scheduling decisions of one core: 1,000 nodes, 100,000 queued tasks", "/s", at_least=100_000),
     Row("a thousand actors of no CPU, made and called once", "s", at_most=10, lower_is_better=True),
     Row("an actor's private memory, one of a thousand", "MB", at_most=5, lower_is_better=True),
     Row("store's footprint under the mix, of live bytes", "×", at_most=2, lower_is_better=True),

@@ -51,18 +51,22 @@ fn main() {
         bench.end_one();
         bench.submit();
     }
-    report(
+    let per_second = report(
         "decisions (a submit, a completion, a placement and a drop each)",
         bench.decisions - before,
         begin,
     );
     println!("{} sent ahead, {} of these granted a lease of their own", bench.ahead, bench.grants);
     println!("{}", rss());
+    println!("{{\"decisions_per_second\": {per_second:.0}}}");
 }
 
-fn report(what: &str, count: u64, begin: Duration) {
+/// Gives back how many a second.
+fn report(what: &str, count: u64, begin: Duration) -> f64 {
     let seconds = (cpu_time() - begin).as_secs_f64();
-    println!("{count} {what} in {seconds:.2} s of one core: {:.0} a second", count as f64 / seconds);
+    let per_second = count as f64 / seconds;
+    println!("{count} {what} in {seconds:.2} s of one core: {per_second:.0} a second");
+    per_second
 }
 
 /// Of this process, so that a busy machine does not count.
