@@ -15,6 +15,7 @@ const NODES: Table = Table("nodes");
 const ACTORS: Table = Table("actors");
 const GROUPS: Table = Table("groups");
 const DURABLES: Table = Table("durables");
+const JOBS: Table = Table("jobs");
 
 /// A node as the roster has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +60,11 @@ pub fn begin_term(store: &mut dyn StateStore) -> Result<HeadConfig, StoreError> 
         durable.map_err(|error| unreadable("durable object", &error.to_string()))
     });
     let durables = durables.collect::<Result<_, _>>()?;
-    Ok(HeadConfig { term: Term(term), roster, actors, groups, durables, ..HeadConfig::default() })
+    let jobs = store.list(JOBS)?.into_iter().map(|(_, value)| {
+        serde_json::from_slice(&value).map_err(|error| unreadable("job", &error.to_string()))
+    });
+    let jobs = jobs.collect::<Result<_, _>>()?;
+    Ok(HeadConfig { term: Term(term), roster, actors, groups, durables, jobs, ..HeadConfig::default() })
 }
 
 fn unreadable(what: &'static str, reason: &str) -> StoreError {
@@ -102,6 +107,11 @@ pub fn write_of(record: &Record, codec: &mut Codec) -> Write {
             Codec::encode_kept_durable(kept, &mut value);
             Write::Put { table: DURABLES, key: kept.object.to_bytes().to_vec(), value: value.to_vec() }
         }
+        Record::JobKept(view) => {
+            let value = serde_json::to_vec(view).expect("text and numbers are JSON");
+            Write::Put { table: JOBS, key: view.job.clone().into_bytes(), value }
+        }
+        Record::JobGone(job) => Write::Delete { table: JOBS, key: job.clone().into_bytes() },
         Record::DurableGone(object) => Write::Delete { table: DURABLES, key: object.to_bytes().to_vec() },
     }
 }

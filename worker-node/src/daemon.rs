@@ -67,6 +67,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
             supervisor: supervisor.clone(),
             head: HeadSide::Remote(HeadLink::default()),
         });
+        handle.borrow().jobs.set_up(&config.dir, &config.head, &config.python);
         handle.start(store_notices, node.executor_events);
         if let Some(listener) = gateway {
             let served = crate::gateway::serve(handle.clone(), listener).await;
@@ -121,6 +122,8 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
             supervisor: supervisor.clone(),
             head: HeadSide::Embedded { head: Box::new(head), incarnation: Incarnation::default() },
         });
+        let address = format!("unix:{}", listener.path().display());
+        handle.borrow().jobs.set_up(&config.dir, &address, &config.python);
         handle.start(store_notices, node.executor_events);
         let node = hello.node;
         handle.borrow().connect_embedded(hello);

@@ -25,6 +25,7 @@ use crate::clients::Client;
 use crate::config::Machine;
 use crate::executors::Executors;
 use crate::head_side::HeadSide;
+use crate::jobs::{JobsHere, Work};
 use crate::store_host::{StoreHost, StoreNotice};
 use crate::supervisor::{ExecutorEvent, Supervisor};
 use crate::tunnels::Tunnels;
@@ -97,6 +98,7 @@ pub(crate) struct Daemon {
     pub(crate) supervisor: Supervisor,
     pub(crate) head: HeadSide,
     pub(crate) tunnels: Tunnels,
+    pub(crate) jobs: JobsHere,
     node: Box<dyn NodeCore>,
     queue: VecDeque<Pending>,
     effects: Vec<Effect>,
@@ -139,6 +141,7 @@ impl Handle {
             supervisor: parts.supervisor,
             head: parts.head,
             tunnels: Tunnels::default(),
+            jobs: JobsHere::default(),
             node: parts.node,
             queue: VecDeque::new(),
             effects: Vec::new(),
@@ -186,6 +189,7 @@ impl Handle {
         });
         let handle = self.clone();
         tokio::task::spawn_local(async move { handle.tick_for_ever().await });
+        crate::jobs::start(self);
         tokio::task::spawn_local(crate::memory_monitor::watch(self.clone()));
         let handle = self.clone();
         tokio::task::spawn_local(async move {
@@ -389,13 +393,18 @@ impl Daemon {
                     }
                 }
             }
+            Effect::KeepLine(line) => self.jobs.keep_line(&line),
+            Effect::StopJob { job, at_once } => self.stop_job(&job, at_once),
+            Effect::DeleteJobLogs { job } => self.delete_job_logs(&job),
+            Effect::StartJob { order } => self.start_job(order),
+            Effect::ReadLog { ask, log, ended } => self.jobs.later(Work::Read { ask, log, ended }),
             Effect::WriteDurable { object } => self.store.write_durable(object, self.node_id),
             Effect::SendBytes { client, object } => self.store.send_bytes(client, object),
             other => self.store.perform(other),
         }
     }
 
-    fn tell_head(&mut self, message: NodeToHead) {
+    pub(crate) fn tell_head(&mut self, message: NodeToHead) {
         match &mut self.head {
             HeadSide::Embedded { incarnation, .. } => {
                 let (node, incarnation): (NodeId, Incarnation) = (self.node_id, *incarnation);

@@ -12,6 +12,8 @@
 //! | `tunnels` | conversations with other nodes about calls to actors |
 //! | `store_host` | segments, spill files, the data port |
 //! | [`supervisor`], `executors` | processes; what the core knows of them |
+//! | `jobs`, `job_process`, `job_env` | submitted programs: the process beside each, what it finds around it |
+//! | `log_files` | what executors and jobs print, on disk |
 //! | `devices`, `memory_monitor` | what this machine has, and how much of its memory is used |
 
 mod client_socket;
@@ -24,6 +26,10 @@ mod executors;
 mod gateway;
 mod head_link;
 mod head_side;
+mod job_env;
+mod job_process;
+mod jobs;
+mod log_files;
 mod memory_monitor;
 mod orphans;
 mod outbox;
@@ -38,5 +44,6 @@ mod tunnels;
 pub use config::{EmbeddedConfig, Offer, Ready, WorkerConfig, WorkerError};
 pub use daemon::HEADS_NAME;
 pub use daemon::{run_embedded, run_worker};
+pub use job_process::run_job_process;
 pub use sockets::SOCKET_NAME;
 pub use store_host::check_durable_url;

@@ -1,5 +1,7 @@
 //! Processes that became this daemon's when their zygote was killed (rule E2: the daemon is a subreaper too).
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -21,12 +23,34 @@ pub(crate) fn end_all() {
     }
 }
 
+/// Processes beside submitted jobs: children of the daemon that are no strays.
+static SPARED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn spared() -> MutexGuard<'static, BTreeSet<u32>> {
+    SPARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// This child is the daemon's own.
+pub(crate) fn spare(pid: u32) {
+    spared().insert(pid);
+}
+
+/// It has ended.
+pub(crate) fn spare_no_more(pid: u32) {
+    spared().remove(&pid);
+}
+
 /// Ends every child but these: a zygote that was killed leaves what its executors had started to us.
 pub(crate) fn end_all_but(zygotes: &[u32]) {
     // Each pass makes the children of those that it ends ours.
     for _ in 0..100 {
         let mut strays = children();
-        strays.retain(|child| !zygotes.contains(&child.as_raw_nonzero().get().unsigned_abs()));
+        let own = spared();
+        strays.retain(|child| {
+            let pid = child.as_raw_nonzero().get().unsigned_abs();
+            !zygotes.contains(&pid) && !own.contains(&pid)
+        });
+        drop(own);
         if strays.is_empty() {
             return;
         }

@@ -91,6 +91,53 @@ Examples:
   cluster why 5b1fd2c09f3c21aa.17
   cluster why 21aa.17                  any end of a task's id that is unambiguous")]
     Why(WhyArgs),
+    /// Have the cluster run a program: it goes on when this command, or this machine, is gone.
+    #[command(after_help = "\
+Examples:
+  cluster submit -- python -c 'print(42)'
+  cluster submit --name nightly --retries 2 --timeout 2h --num-cpus 1 -- python train.py --epochs 3
+  cluster submit --wait --env MODE=test -- ./measure.sh
+
+It runs on a node with room, in a directory of its own there, with CLUSTER_ADDRESS and CLUSTER_TOKEN set.")]
+    Submit(Box<SubmitArgs>),
+    /// Like submit, with this terminal: output as it comes, Ctrl-C ends the job, the exit code is the program's.
+    #[command(after_help = "\
+Examples:
+  cluster run -- python -c 'print(42)'
+  cluster run --num-gpus 1 -- python train.py")]
+    Run(Box<ProgramArgs>),
+    /// List submitted jobs, newest first.
+    #[command(after_help = "\
+Examples:
+  cluster jobs
+  cluster jobs --json")]
+    Jobs(JobsArgs),
+    /// Show a job: its state, its attempts, its exit code.
+    #[command(after_help = "\
+Examples:
+  cluster job 5b1fd2c0
+  cluster job nightly")]
+    Job(JobArgs),
+    /// Show what a job, a task, an actor, a process or a node's daemon printed.
+    #[command(after_help = "\
+Examples:
+  cluster logs 5b1fd2c0 -f               a job's, as it comes
+  cluster logs nightly --tail 20
+  cluster logs --task 21aa.17
+  cluster logs --actor trainer
+  cluster logs --node worker-3 -f")]
+    Logs(LogsArgs),
+    /// End a job and all that it started: it is asked first, and killed after five seconds.
+    #[command(after_help = "\
+Examples:
+  cluster stop 5b1fd2c0
+  cluster stop nightly")]
+    Stop(JobArgs),
+    /// Forget a job that has ended, and its log.
+    #[command(after_help = "\
+Examples:
+  cluster delete 5b1fd2c0")]
+    Delete(JobArgs),
     /// Print completions for a shell.
     #[command(after_help = "\
 Examples:
@@ -108,6 +155,9 @@ Examples:
     /// Starts users' own programs as executors, for a daemon at the other end of its standard input.
     #[command(hide = true)]
     Launcher,
+    /// The process beside a submitted job.
+    #[command(hide = true)]
+    JobProcess,
     /// A cluster of one process for one driver. It ends when its standard input does; one line of JSON on its standard
     /// output says that it is ready. The token, if one is wanted, is in CLUSTER_TOKEN.
     #[command(hide = true)]
@@ -276,6 +326,100 @@ pub enum Listed {
     Actors,
     /// Placement groups, newest first, with where their bundles are
     PlacementGroups,
+}
+
+/// A program for the cluster to run.
+#[derive(Args, Debug)]
+pub struct ProgramArgs {
+    /// What to call it; no two jobs that have not ended have the same name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Set in the program's environment; may be given many times
+    #[arg(long = "env", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub env: Vec<(String, String)>,
+    /// Cores for the program itself; what its tasks need is booked apart [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_amount, allow_negative_numbers = true)]
+    pub num_cpus: Option<f64>,
+    /// GPUs for the program itself [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_amount, allow_negative_numbers = true)]
+    pub num_gpus: Option<f64>,
+    /// Memory for the program itself, like 4GiB [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Custom resources for the program itself, like '{"tpu": 1}'
+    #[arg(long, value_name = "JSON", value_parser = parse_resources)]
+    pub resources: Option<Resources>,
+    /// How often it is started again when it fails or its node is lost
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub retries: u32,
+    /// After so long it is ended, and has failed
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub timeout: Option<Duration>,
+    /// Something to find it by; may be given many times
+    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub metadata: Vec<(String, String)>,
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub entrypoint: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct SubmitArgs {
+    /// Wait until it has ended, and end with its exit code
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub program: ProgramArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct JobsArgs {
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub limit: u32,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct JobArgs {
+    /// The job: its id, the beginning of that, or its name
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// A job's: its id, the beginning of that, or its name
+    #[arg(value_name = "JOB")]
+    pub job: Option<String>,
+    /// Which of the job's attempts [default: the last]
+    #[arg(long, value_name = "N", requires = "job")]
+    pub attempt: Option<u32>,
+    /// A task's: its id, or any end of it that is unambiguous
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<String>,
+    /// An actor's: its id, or its name
+    #[arg(long, value_name = "ACTOR")]
+    pub actor: Option<String>,
+    /// That of a node's worker daemon: hostname, id, or the beginning of that
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// An executor's, by its process id, where the cluster has one node
+    #[arg(long, value_name = "PID")]
+    pub executor: Option<u32>,
+    /// Go on as more is written, until whoever writes it has ended
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only so many lines from the end
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u32>,
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[derive(Args, Debug)]

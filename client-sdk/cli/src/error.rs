@@ -18,6 +18,9 @@ pub enum CliError {
     /// Exit code 4.
     #[error("{0}")]
     Token(String),
+    /// The exit code of a job's program.
+    #[error("the program ended with exit code {0}")]
+    Program(i32),
     /// Standard output is closed.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
@@ -41,6 +44,7 @@ impl CliError {
 
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
+            CliError::Program(code) => u8::try_from(*code).unwrap_or(1),
             CliError::Failed(_) | CliError::Output(_) => 1,
             CliError::Usage(_) => 2,
             CliError::Unreachable(_) => 3,
@@ -48,7 +52,9 @@ impl CliError {
         })
     }
 
-    pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, CliError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    /// Nothing is to be said about it: the pipe closed, or a program has said it.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, CliError::Program(_))
+            || matches!(self, CliError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 }

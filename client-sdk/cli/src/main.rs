@@ -7,6 +7,7 @@
 //! | `up`, `down` | the daemons of this machine |
 //! | `drain` | a node that is to leave |
 //! | `ask`, `views`, `table` | questions to a cluster, and their answers for people and programs |
+//! | `jobs`, `logs` | programs that the cluster runs by itself; what anything printed |
 //! | `daemons` | what the hidden subcommands run |
 //! | `run_dir`, `process` | the directory of a cluster on this machine; its processes |
 //! | `units`, `error` | sizes and times as people write them; exit codes |
@@ -19,6 +20,8 @@ mod daemons;
 mod down;
 mod drain;
 mod error;
+mod jobs;
+mod logs;
 mod process;
 mod run_dir;
 mod table;
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Who pipes us into `head` is not told that the pipe closed.
-            if !error.is_broken_pipe() {
+            if !error.is_quiet() {
                 eprintln!("error: {error}");
             }
             error.exit_code()
@@ -61,6 +64,14 @@ fn run(command: Command) -> Result<(), CliError> {
         }
         Command::HeadDaemon(args) => daemons::head(&args),
         Command::WorkerDaemon(args) => daemons::worker(&args),
+        Command::Submit(args) => jobs::submit(&args),
+        Command::Run(args) => jobs::run(&args),
+        Command::Jobs(args) => jobs::list(&args),
+        Command::Job(args) => jobs::one(&args),
+        Command::Stop(args) => jobs::stop(&args),
+        Command::Delete(args) => jobs::delete(&args),
+        Command::Logs(args) => logs::run(&args),
+        Command::JobProcess => worker_node::run_job_process().map_err(CliError::io("run a job")),
         Command::Launcher => {
             worker_node::supervisor::launch_programs().map_err(CliError::io("start programs"))
         }

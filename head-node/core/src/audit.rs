@@ -23,6 +23,7 @@ impl Head {
         self.audit_streams()?;
         self.audit_groups()?;
         self.audit_kept_nodes()?;
+        self.audit_jobs()?;
         for (id, client) in &self.clients {
             let node = self.nodes.get(client.node).ok_or(format!("client {id} is on a lost node"))?;
             if !node.clients.contains(id) {
@@ -67,7 +68,7 @@ impl Head {
                 Some((&bundle.resources, &place.lease, false))
             });
             node.ledger
-                .audit(leases.chain(bundles))
+                .audit(leases.chain(bundles).chain(self.submitted.leases_on(ix)))
                 .map_err(|problem| format!("node {}: {problem}", node.id))?;
             let mut awake: Map<ShapeIx, u32> = Map::default();
             let (mut running, mut blocked_here, mut ahead) = (0, 0, 0);

@@ -130,7 +130,8 @@ impl Head {
             return Some("when its time was over");
         }
         let node = self.nodes.get(ix)?;
-        let is_idle = node.attempts.is_empty() && self.drivers_at(ix) == 0;
+        let is_idle =
+            node.attempts.is_empty() && self.drivers_at(ix) == 0 && self.submitted.running_on(ix) == 0;
         let others = self.nodes.iter().any(|(other, node)| other != ix && node.draining.is_none());
         if !others && self.nodes.alive().len() == 1 {
             // Nobody is left to hold anything that is here.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cluster_types::job::JobView;
 use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, NodeToHead, ObjectId, Span, TaskId, Term};
@@ -33,6 +34,8 @@ pub struct HeadConfig {
     pub durables: Vec<KeptDurable>,
     /// What ended before.
     pub history: History,
+    /// Its submitted jobs.
+    pub jobs: Vec<JobView>,
     /// The most attempts sent ahead to a node of one shape, beyond what it can run at once.
     pub prefetch_max: u32,
 }
@@ -51,6 +54,7 @@ impl Default for HeadConfig {
             groups: Vec::new(),
             durables: Vec::new(),
             history: History::default(),
+            jobs: Vec::new(),
             prefetch_max: 256,
         }
     }
@@ -175,6 +179,10 @@ pub enum Record {
     DurableKept(KeptDurable),
     /// It was freed.
     DurableGone(ObjectId),
+    /// What is known of a submitted job.
+    JobKept(Box<JobView>),
+    /// It was deleted.
+    JobGone(String),
 }
 
 /// A node of the term before. See [`Record::NodeJoined`].

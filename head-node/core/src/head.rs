@@ -15,7 +15,9 @@ use crate::actors::Actors;
 use crate::checkpoints::KeptStates;
 use crate::event::{Effect, Event, HeadConfig};
 use crate::groups::Groups;
+use crate::jobs::Jobs;
 use crate::lineage::Lineage;
+use crate::logs::{Asker, LogQuestions};
 use crate::nodes::Nodes;
 use crate::objects::Objects;
 use crate::pulse::Pulses;
@@ -89,6 +91,9 @@ pub struct Head {
     /// Durable copies to delete, by who wrote them; kept while there is no node that could.
     pub(crate) to_delete: BTreeMap<NodeId, Vec<ObjectId>>,
     pub(crate) pulses: Pulses,
+    /// Programs that the cluster runs by itself.
+    pub(crate) submitted: Jobs,
+    pub(crate) log_questions: LogQuestions,
     /// Until the nodes of the term before have said what there is.
     pub(crate) recovery: Option<Recovery>,
     /// Notices to give unless a node joins first.
@@ -107,6 +112,8 @@ impl Head {
         Self {
             recovery,
             pulses: Pulses::default(),
+            submitted: Jobs::of(&config.jobs),
+            log_questions: LogQuestions::default(),
             config,
             now: Time::default(),
             last_tick: None,
@@ -153,6 +160,7 @@ impl Head {
                     self.hear(ix, node, incarnation, message);
                 }
             }
+            Event::Query { number, query: Query::Log(log) } => self.read_log(Asker::Head(number), log),
             Event::Query { number, query } => {
                 let reply = self.ask(&query);
                 self.out.push(Effect::Reply { number, reply });
@@ -164,6 +172,7 @@ impl Head {
             return false;
         }
         self.fail_failing();
+        self.place_jobs();
         let more = self.plan();
         let more = self.sweep() || more;
         if self.objects.over_budget(self.config.inline_budget) {
@@ -250,6 +259,10 @@ impl Head {
             | NodeToHead::Lives { .. }
             | NodeToHead::Ended { .. }
             | NodeToHead::SnapshotEnd => {}
+            NodeToHead::Jobs(said) => self.hear_of_job(ix, said),
+            NodeToHead::Query { client, number, query: Query::Log(log) } => {
+                self.read_log(Asker::Client(ix, client, number), log);
+            }
             NodeToHead::Mark { number, heard } => self.marked(ix, number, heard),
             NodeToHead::Query { client, number, query } => {
                 let reply = self.ask(&query);

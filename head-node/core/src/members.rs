@@ -166,6 +166,7 @@ impl Head {
         }
         self.tell_callers(node.callers, node.id, &reason);
         self.bundles_lost(ix);
+        self.jobs_lost(ix, &node.hostname, why);
         self.fail_tasks_bound_to(node.id, &node.hostname);
         for at in 0..self.shapes.alive().len() {
             let shape = self.shapes.alive()[at];

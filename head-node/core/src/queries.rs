@@ -22,6 +22,9 @@ impl Head {
                 let view = self.nodes.get(ix).map(|node| self.node_view(ix, node));
                 Ok(QueryReply::Nodes(view.into_iter().collect()))
             }
+            Query::SubmitJob { job, spec } => self.submit_job(job, spec),
+            Query::StopJob { job } => self.stop_job(job),
+            Query::DeleteJob { job } => self.delete_job(job),
             query => self.answer(query),
         }
     }
@@ -49,10 +52,16 @@ impl Head {
             }
             Query::Why { task } => self.why(task).map(QueryReply::Why),
             Query::KeptStates { actor } => self.states_of(actor).map(QueryReply::States),
+            Query::Jobs { limit } => Ok(QueryReply::Jobs(self.job_views(*limit as usize))),
+            Query::Job { job } => Ok(QueryReply::Jobs(vec![self.submitted.find(job)?.clone()])),
             Query::Drain { .. }
             | Query::KeepState { .. }
             | Query::MoveActor { .. }
-            | Query::MakeDurable { .. } => Err("nothing is changed by looking".to_owned()),
+            | Query::MakeDurable { .. }
+            | Query::SubmitJob { .. }
+            | Query::StopJob { .. }
+            | Query::DeleteJob { .. }
+            | Query::Log(_) => Err("nothing is changed by looking".to_owned()),
         }
     }
 

@@ -6,9 +6,11 @@ use cluster_types::node_head::{ActorPlace, HeadToNode, NodeHello, NodeToHead, Re
 use cluster_types::query::StoreUsage;
 use cluster_types::{Attempt, ClientId, Incarnation, JobId, Located, NodeId, ObjectId, TaskId, Term};
 
+use serde_json::from_slice;
+
 use super::Reading;
 use super::common::*;
-use super::query::{decode_query, decode_reply, encode_query, encode_reply};
+use super::query::{decode_query, decode_reply, encode_query, encode_reply, json, not_json};
 use super::task::{
     finished, finished_to_wire, item, item_index, item_to_wire, outcome, outcome_to_wire, result,
     result_with_refs_to_wire, spec, spec_to_wire, taken_to_wire,
@@ -172,6 +174,7 @@ pub(super) fn to_head(message: &NodeToHead, templates: &mut TemplateWriter) -> v
         }),
         NodeToHead::SnapshotEnd => Kind::SnapshotEnd(v1::SnapshotEnd {}),
         NodeToHead::Made(spec) => Kind::Made(spec_to_wire(spec, templates)),
+        NodeToHead::Jobs(what) => Kind::Jobs(json(what)),
         NodeToHead::Told { task, items } => {
             Kind::Told(v1::Told { task: Some((*task).into()), items: *items })
         }
@@ -274,6 +277,9 @@ pub(super) fn from_node(wire: v1::NodeToHead, reading: &mut Reading<'_>) -> Resu
         },
         Kind::SnapshotEnd(_) => NodeToHead::SnapshotEnd,
         Kind::Made(wire) => NodeToHead::Made(Arc::new(spec(reading, wire)?)),
+        Kind::Jobs(json) => {
+            NodeToHead::Jobs(from_slice(&json).map_err(|error| not_json("NodeToHead.jobs", &error))?)
+        }
         Kind::Told(wire) => {
             NodeToHead::Told { task: wire.task.required("Told.task")?.try_into()?, items: wire.items }
         }
@@ -433,6 +439,7 @@ pub(super) fn to_node(message: &HeadToNode, templates: &mut TemplateWriter) -> v
             what: Some(object_located_to_wire(*object, located)),
             contains: objects_to_wire(contains),
         }),
+        HeadToNode::Jobs(what) => Kind::Jobs(json(what)),
         HeadToNode::Drained => Kind::Drained(v1::Drained {}),
         HeadToNode::Heads(heads) => Kind::Heads(heads.into()),
         HeadToNode::ClientGone(client) => Kind::ClientGone(client.0),
@@ -541,6 +548,9 @@ pub(super) fn from_head(wire: v1::HeadToNode, reading: &mut Reading<'_>) -> Resu
             writer: NodeId(wire.writer),
             objects: objects("DeleteDurable.objects", &wire.objects)?,
         },
+        Kind::Jobs(json) => {
+            HeadToNode::Jobs(from_slice(&json).map_err(|error| not_json("HeadToNode.jobs", &error))?)
+        }
         Kind::Drained(v1::Drained {}) => HeadToNode::Drained,
         Kind::Heads(wire) => HeadToNode::Heads(wire.into()),
         Kind::ClientGone(client) => HeadToNode::ClientGone(ClientId(client)),

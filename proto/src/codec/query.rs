@@ -35,6 +35,8 @@ pub fn encode_reply(reply: &Result<QueryReply, String>) -> v1::QueryReply {
         Ok(QueryReply::Groups(view)) => Kind::Groups(json(view)),
         Ok(QueryReply::Group(view)) => Kind::Group(json(view)),
         Ok(QueryReply::States(view)) => Kind::States(json(view)),
+        Ok(QueryReply::Jobs(view)) => Kind::Jobs(json(view)),
+        Ok(QueryReply::Log(view)) => Kind::Log(json(view)),
         Err(reason) => Kind::Error(reason.clone()),
     };
     v1::QueryReply { kind: Some(kind) }
@@ -58,15 +60,17 @@ pub fn decode_reply(wire: v1::QueryReply) -> Result<Result<QueryReply, String>, 
         Kind::Groups(json) => from_slice(&json).map(QueryReply::Groups),
         Kind::Group(json) => from_slice(&json).map(QueryReply::Group),
         Kind::States(json) => from_slice(&json).map(QueryReply::States),
+        Kind::Jobs(json) => from_slice(&json).map(QueryReply::Jobs),
+        Kind::Log(json) => from_slice(&json).map(QueryReply::Log),
     };
     reply.map(Ok).map_err(|error| not_json("QueryReply", &error))
 }
 
 /// The query types have string keys and derived serializers, so this cannot fail.
-fn json<T: serde::Serialize>(value: &T) -> Bytes {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Bytes {
     to_vec(value).expect("query types are plain data").into()
 }
 
-fn not_json(field: &'static str, error: &serde_json::Error) -> WireError {
+pub(super) fn not_json(field: &'static str, error: &serde_json::Error) -> WireError {
     WireError::invalid(field, format!("is not what it should be: {error}"))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use cluster_types::client_node::*;
 use cluster_types::ids::{MAX_ITEMS, MAX_SEQ};
+use cluster_types::job::{JobFromNode, JobOrder, JobStage, JobToNode, LogPiece};
 use cluster_types::node_head::{ActorPlace, NodeHello, Retry};
 use cluster_types::query::{
     ActorView, NamedActor, NodeView, Query, QueryReply, StatusView, StoreUsage, TaskView,
@@ -497,6 +498,14 @@ fn node_to_head() -> impl Strategy<Value = NodeToHead> {
             }
         ),
         spec().prop_map(|spec| M::Made(Arc::new(spec))),
+        (text(), any::<u32>(), text()).prop_map(|(job, attempt, what)| {
+            let order = Box::new(JobOrder { job, attempt, ..JobOrder::default() });
+            M::Jobs(JobFromNode::Report { order, stage: JobStage::Preparing { what } })
+        }),
+        (any::<u64>(), text()).prop_map(|(ask, text)| {
+            let piece = LogPiece { text, next: 7, ended: true, missing: 0 };
+            M::Jobs(JobFromNode::LogRead { ask, reply: Ok(piece) })
+        }),
         (task(), any::<u32>()).prop_map(|(task, items)| M::Told { task, items }),
         any::<(u64, u64)>().prop_map(|(number, heard)| M::Mark { number, heard }),
         Just(M::SnapshotEnd)
@@ -625,6 +634,7 @@ fn head_to_node() -> impl Strategy<Value = HeadToNode> {
         (task(), finished()).prop_map(|(task, outcome)| M::Finished { task, outcome }),
         (object(), located()).prop_map(|(object, located)| M::Located { object, located }),
         list().prop_map(M::Free),
+        (text(), any::<u32>()).prop_map(|(job, attempt)| M::Jobs(JobToNode::Stop { job, attempt })),
         (node_id(), list()).prop_map(|(writer, objects)| M::DeleteDurable { writer, objects }),
         (object(), located(), refs()).prop_map(|(object, located, contains)| M::Copy {
             object,

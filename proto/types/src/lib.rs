@@ -10,11 +10,13 @@
 //! - [`task`]: what a task is ([`task::TaskSpec`]) and how it ends ([`task::Outcome`]).
 //! - [`object`]: where values lie ([`object::Location`]) and how they travel ([`object::Value`]).
 //! - [`client_node`], [`node_head`]: the two conversations, with the rules each message stands for.
+//! - [`job`]: submitted programs, what is known of them, and pieces of logs.
 //! - [`query`]: questions about the cluster's state, and their answers.
 //! - [`link`]: sequence numbers and acknowledgements of a stream that survives a reconnect.
 
 pub mod client_node;
 pub mod ids;
+pub mod job;
 pub mod kept;
 pub mod link;
 pub mod node_head;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::client_node::{CallReport, Cancellation, FinishedOutcome, JobInfo, LogLine};
+use crate::job::{JobFromNode, JobToNode};
 use crate::query::{Query, QueryReply, StoreUsage};
 use crate::{
     Attempt, ClientId, ClientKind, Failure, Incarnation, JobId, Lease, Located, NodeId, ObjectId, Outcome,
@@ -305,6 +306,8 @@ pub enum NodeToHead {
     },
     /// The snapshot is complete: what follows is news.
     SnapshotEnd,
+    /// Of submitted jobs, and pieces of logs.
+    Jobs(JobFromNode),
     /// With each heartbeat: how far this node is with what the head says. See `Pulse`.
     Mark {
         /// One more than the last.
@@ -508,6 +511,8 @@ pub enum HeadToNode {
         /// The refs inside it: who has a copy for good knows them, for a head of another term (rule H2).
         contains: Refs,
     },
+    /// Of submitted jobs, and questions about logs.
+    Jobs(JobToNode),
     /// Nothing that anybody needs is here any more, or the time for it is over: the daemon ends.
     Drained,
     /// Where heads are; said by a head that others stand by for, at the start of a stream and when it changes.

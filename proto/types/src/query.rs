@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::{JobSpec, JobView, LogPiece, LogQuery};
+
 /// A question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Query {
     /// Totals: nodes, tasks by state, resources.
     Status,
@@ -88,6 +90,36 @@ pub enum Query {
         /// The object's id as that prints.
         object: String,
     },
+    /// Run this program. Asked twice with one id it is run once. Answered, like the next four, by [`QueryReply::Jobs`] with
+    /// that job.
+    SubmitJob {
+        /// Chosen at random by who asks.
+        job: String,
+        /// What to run.
+        spec: Box<JobSpec>,
+    },
+    /// Submitted jobs, newest first.
+    Jobs {
+        /// At most this many.
+        limit: u32,
+    },
+    /// One submitted job: its id, the beginning of that, or its name.
+    Job {
+        /// What the person typed.
+        job: String,
+    },
+    /// End a job and all it started.
+    StopJob {
+        /// As in `Job`.
+        job: String,
+    },
+    /// Forget a job that has ended, and its log.
+    DeleteJob {
+        /// As in `Job`.
+        job: String,
+    },
+    /// A piece of a log. Answered by [`QueryReply::Log`].
+    Log(LogQuery),
     /// Why a task is where it is. The text may be a task id, or any end of one that is unambiguous.
     Why {
         /// What the person typed.
@@ -119,6 +151,10 @@ pub enum QueryReply {
     Group(Option<GroupView>),
     /// Objects, the newest first: see [`Query::KeepState`] and [`Query::KeptStates`].
     States(Vec<String>),
+    /// See [`Query::SubmitJob`] and those after it.
+    Jobs(Vec<JobView>),
+    /// See [`Query::Log`].
+    Log(LogPiece),
 }
 
 /// The fill of one node's store, in bytes.

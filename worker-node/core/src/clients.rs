@@ -222,7 +222,10 @@ impl Node {
                     self.pass_on(client, NodeToHead::Taken { task, items, closed }, effects);
                 }
             }
-            ClientToNode::Log(line) => self.tell_head(NodeToHead::Log(vec![line]), effects),
+            ClientToNode::Log(line) => {
+                effects.push(Effect::KeepLine(line.clone()));
+                self.tell_head(NodeToHead::Log(vec![line]), effects);
+            }
             ClientToNode::Query { number, query: Query::MakeDurable { object } } => {
                 self.make_put_durable(client, number, &object, effects);
             }

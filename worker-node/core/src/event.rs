@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cluster_types::client_node::LogLine;
+use cluster_types::job::{JobOrder, JobStage, LogQuery};
 use cluster_types::{
     ClientId, ClientKind, ClientToNode, Failure, HeadToNode, JobId, JobInfo, Location, NodeId, NodeToClient,
     NodeToHead, NodeToNode, ObjectId, Resources, SegmentId, Span,
@@ -170,6 +172,15 @@ pub enum Event {
         opened_here: bool,
         /// For errors.
         why: String,
+    },
+    /// How far a job is that `StartJob` named; `Ended` is the last that is said of an attempt.
+    JobSaid {
+        /// Which.
+        job: String,
+        /// Which try.
+        attempt: u32,
+        /// How far.
+        stage: JobStage,
     },
     /// Time passed. At least every 100 ms, and at `Effect::WakeAt`.
     Tick,
@@ -396,6 +407,34 @@ pub enum Effect {
         /// Which; it is being served.
         object: ObjectId,
     },
+    /// Run a submitted job's program, whatever has to be fetched and built for it first. Answered by `JobSaid`.
+    StartJob {
+        /// What.
+        order: Box<JobOrder>,
+    },
+    /// End a job, and all that it started: it is asked first, unless `at_once`.
+    StopJob {
+        /// Which.
+        job: String,
+        /// With SIGKILL.
+        at_once: bool,
+    },
+    /// Delete what a job printed.
+    DeleteJobLogs {
+        /// Which.
+        job: String,
+    },
+    /// Read a piece of a log and tell the head.
+    ReadLog {
+        /// The head's name for the question.
+        ask: u64,
+        /// What; an actor is named by its executor's process.
+        log: LogQuery,
+        /// Who wrote it writes no more.
+        ended: bool,
+    },
+    /// An executor printed this: keep it.
+    KeepLine(LogLine),
     /// The daemon ends: the node has left the cluster.
     End,
     /// Call `step` with `Tick` at this time at the latest.

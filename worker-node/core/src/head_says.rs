@@ -70,6 +70,7 @@ impl Node {
             HeadToNode::Copy { object, located, contains } => {
                 self.move_in(object, located, contains, effects)
             }
+            HeadToNode::Jobs(message) => self.head_says_of_jobs(message, effects),
             HeadToNode::Drained => effects.push(Effect::End),
             // The daemon's edge looks for heads.
             HeadToNode::Heads(_) => {}
@@ -107,6 +108,7 @@ impl Node {
         let first = !std::mem::replace(&mut self.was_connected, true);
         if !first {
             self.end_all_attempts(effects);
+            self.end_all_jobs(effects);
             self.remembered.forget_ends();
             self.introduce_clients(false, effects);
             self.ask_anew(effects);

@@ -31,6 +31,7 @@ pub mod event;
 mod executors;
 mod far;
 mod head_says;
+mod jobs;
 mod located;
 mod memory;
 mod node;

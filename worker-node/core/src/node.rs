@@ -16,6 +16,7 @@ use crate::durable::Durable;
 use crate::event::{Effect, Event, NodeConfig};
 use crate::executors::{Executor, Pool};
 use crate::far::Far;
+use crate::jobs::JobsHere;
 use crate::memory::Memories;
 use crate::objects::Objects;
 use crate::short_memory::Shortage;
@@ -42,6 +43,8 @@ pub struct Node {
     pub(crate) held_back: Vec<NodeToHead>,
     pub(crate) clients: Map<ClientId, Client>,
     pub(crate) jobs: Map<JobId, Arc<JobInfo>>,
+    /// Programs that the cluster runs by itself.
+    pub(crate) submitted: JobsHere,
     pub(crate) executors: BTreeMap<u32, Executor>,
     pub(crate) next_executor: u32,
     pub(crate) actors: Actors,
@@ -86,6 +89,7 @@ impl Node {
             held_back: Vec::new(),
             clients: Map::default(),
             jobs: Map::default(),
+            submitted: JobsHere::default(),
             executors: BTreeMap::new(),
             next_executor: 1,
             actors: Actors::default(),
@@ -149,6 +153,7 @@ impl Node {
                 self.callees_lost(node, &why, effects);
             }
             Event::PeerClosed { node, opened_here: false, .. } => self.callers_lost(node, effects),
+            Event::JobSaid { job, attempt, stage } => self.job_said(&job, attempt, stage, effects),
             Event::Tick => self.tick(effects),
         }
     }

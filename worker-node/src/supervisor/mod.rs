@@ -305,6 +305,11 @@ impl Supervisor {
         self.inner.borrow_mut().signal(executor, Signal::INT);
     }
 
+    /// Something that this daemon had started was killed: ends what it left.
+    pub(crate) fn end_strays(&self) {
+        self.inner.borrow().end_strays();
+    }
+
     /// The executor's process, once it exists.
     pub fn pid(&self, executor: u32) -> Option<u32> {
         self.inner.borrow().executors.get(&executor)?.process.as_ref().map(|process| process.pid)
@@ -456,6 +461,13 @@ impl Inner {
         }
     }
 
+    fn end_strays(&self) {
+        if self.config.owns_all_children && !self.ending {
+            let zygotes: Vec<u32> = self.zygotes.values().map(|started| started.zygote.pid()).collect();
+            crate::orphans::end_all_but(&zygotes);
+        }
+    }
+
     fn zygote_ended(&mut self, environment: &Environment, reason: &str) {
         if let Some(started) = self.zygotes.get_mut(environment) {
             if !self.ending {
@@ -464,10 +476,7 @@ impl Inner {
             started.failed_at = Some(Instant::now());
             started.state.send_replace(Interpreter::Failed(reason.to_owned()));
         }
-        if self.config.owns_all_children && !self.ending {
-            let zygotes: Vec<u32> = self.zygotes.values().map(|started| started.zygote.pid()).collect();
-            crate::orphans::end_all_but(&zygotes);
-        }
+        self.end_strays();
         let theirs = self.executors.iter().filter(|(_, executor)| executor.environment == *environment);
         let orphans: Vec<u32> = theirs.map(|(executor, _)| *executor).collect();
         for executor in orphans {
@@ -500,7 +509,7 @@ fn same_interpreter(one: &Path, other: &Path) -> bool {
 }
 
 /// A bare name as the shell would find it, so that it can be told from and compared with others.
-fn find_program(name: PathBuf) -> PathBuf {
+pub(crate) fn find_program(name: PathBuf) -> PathBuf {
     if name.components().count() != 1 {
         return name;
     }

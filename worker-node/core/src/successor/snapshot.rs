@@ -122,6 +122,7 @@ impl Node {
         self.introduce_clients(true, effects);
         self.introduce_actors(effects);
         self.introduce_attempts(effects);
+        self.introduce_jobs(effects);
         for (_, message) in &self.remembered.unsettled {
             if matches!(message, NodeToHead::Ended { .. }) {
                 effects.push(Effect::ToHead(message.clone()));
