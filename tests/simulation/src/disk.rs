@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cluster_types::job::JobView;
 use cluster_types::kept::{KeptActor, KeptDurable, KeptGroup};
 use cluster_types::{Incarnation, NodeId, ObjectId, TaskId, Term};
 use head_core::{HeadConfig, Member, Record};
@@ -17,6 +18,7 @@ pub(crate) struct HeadDisk {
     actors: BTreeMap<TaskId, KeptActor>,
     groups: BTreeMap<TaskId, KeptGroup>,
     durables: BTreeMap<ObjectId, KeptDurable>,
+    pub jobs: BTreeMap<String, JobView>,
 }
 
 impl HeadDisk {
@@ -31,6 +33,7 @@ impl HeadDisk {
             actors: self.actors.values().cloned().collect(),
             durables: self.durables.values().cloned().collect(),
             groups: self.groups.values().cloned().collect(),
+            jobs: self.jobs.values().cloned().collect(),
             ..HeadConfig::default()
         }
     }
@@ -60,6 +63,12 @@ impl HeadDisk {
             }
             Record::DurableGone(object) => {
                 self.durables.remove(&object);
+            }
+            Record::JobKept(view) => {
+                self.jobs.insert(view.job.clone(), *view);
+            }
+            Record::JobGone(job) => {
+                self.jobs.remove(&job);
             }
         }
     }

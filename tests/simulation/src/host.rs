@@ -45,6 +45,8 @@ pub struct Host {
     pub memory: BTreeMap<(SegmentId, u64), ObjectId>,
     pub served: BTreeMap<ObjectId, ServeFrom>,
     pub spilled: BTreeMap<ObjectId, u64>,
+    /// Submitted jobs that run here: which attempt.
+    pub jobs: BTreeMap<String, u32>,
     /// The daemon's own memory, for what it pulls.
     own: Allocator,
     own_segments: u32,
@@ -78,6 +80,7 @@ impl Host {
             memory: BTreeMap::new(),
             served: BTreeMap::new(),
             spilled: BTreeMap::new(),
+            jobs: BTreeMap::new(),
             own: Allocator::new(),
             own_segments: 0,
         }

@@ -17,6 +17,7 @@ mod disk;
 mod durable;
 mod groups;
 mod host;
+mod jobs;
 mod plan;
 mod random;
 mod streams;

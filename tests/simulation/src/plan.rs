@@ -34,6 +34,8 @@ pub struct Plan {
     pub cancels: bool,
     /// Whether programs make placement groups.
     pub groups: bool,
+    /// Programs that are submitted for the cluster to run.
+    pub jobs: u32,
     /// Prints every event in which this word occurs.
     pub watch: Option<String>,
 }
@@ -58,6 +60,7 @@ impl Plan {
             cuts: if seed % 7 >= 5 { 3 } else { 0 },
             cancels: seed % 11 >= 7,
             groups: seed % 5 < 3,
+            jobs: if seed % 9 >= 5 { 6 } else { 0 },
             watch: None,
         }
     }
@@ -90,6 +93,7 @@ impl Plan {
             cuts: 50,
             cancels: true,
             groups: true,
+            jobs: 40,
             watch: None,
         }
     }
@@ -120,6 +124,8 @@ pub struct Report {
     pub ran: u64,
     /// Values read and found right.
     pub read: u64,
+    /// Submitted jobs that ended.
+    pub jobs: u64,
     /// Streams read to their end.
     pub streams: u64,
     /// Simulated seconds.

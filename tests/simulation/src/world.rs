@@ -111,6 +111,18 @@ pub(crate) enum Arrival {
     BornHead,
     /// A daemon notices that the head is gone.
     HeadLost(NodeId),
+    /// Somebody submits a job, and asks again while no head hears it.
+    SubmitJob {
+        job: String,
+        retries: u32,
+    },
+    StopJob(String),
+    /// A job's program is further.
+    JobGoesOn {
+        node: NodeId,
+        job: String,
+        attempt: u32,
+    },
     DrainNode,
     MemoryShort,
     BornNode,
@@ -153,6 +165,7 @@ impl Arrival {
             | Arrival::FromClient { node, .. }
             | Arrival::Done { node, .. }
             | Arrival::Pulled { node, .. }
+            | Arrival::JobGoesOn { node, .. }
             | Arrival::DurableWritten { node, .. }
             | Arrival::DurableFetched { node, .. }
             | Arrival::ExecutorBorn { node, .. }
@@ -168,7 +181,7 @@ impl Arrival {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) random: Random,
-    now: Time,
+    pub(crate) now: Time,
     queue: BTreeMap<(Time, u64), Arrival>,
     arrivals: u64,
     streams: Streams<Stream>,
@@ -273,6 +286,7 @@ impl World {
             world.at(at, Arrival::DrainNode);
             world.at(at + Span::millis(50), Arrival::BornNode);
         }
+        world.plan_jobs();
         if world.plan.crash_one_in > 0 {
             let at = Time(world.random.between(10_000, 400_000));
             world.at(at, Arrival::MemoryShort);
@@ -286,7 +300,7 @@ impl World {
         world
     }
 
-    fn at(&mut self, time: Time, arrival: Arrival) {
+    pub(crate) fn at(&mut self, time: Time, arrival: Arrival) {
         self.arrivals += 1;
         self.queue.insert((time.max(self.now), self.arrivals), arrival);
     }
@@ -366,6 +380,7 @@ impl World {
             && self.disk.is_up
             && self.hosts.values().all(|host| host.incarnation.is_some())
             && !self.head.is_recovering()
+            && self.disk.jobs.values().all(|view| view.state.has_ended())
             && self.queue.values().all(|arrival| matches!(arrival, Arrival::HeadTick | Arrival::NodeTick(_)))
     }
 
@@ -429,6 +444,7 @@ impl World {
         if status.total != status.available {
             return Err(format!("LEDGER-1: of {:?} only {:?} came back", status.total, status.available));
         }
+        self.check_jobs()?;
         for (node, host) in &self.hosts {
             if !host.served.is_empty() || !host.spilled.is_empty() {
                 return Err(format!(
@@ -533,6 +549,9 @@ impl World {
                 self.after(100, 20_000, Arrival::Connect(node));
                 self.node_step(node, worker_core::Event::HeadLost)
             }
+            Arrival::SubmitJob { job, retries } => self.submit_job(job, retries),
+            Arrival::StopJob(job) => self.stop_job(job),
+            Arrival::JobGoesOn { node, job, attempt } => self.job_goes_on(node, job, attempt),
             Arrival::DrainNode => self.drain_node(),
             Arrival::MemoryShort => self.memory_short(),
             Arrival::BornNode => {
@@ -580,7 +599,7 @@ impl World {
         self.head_step(head_core::Event::NodeConnected { connection, hello })
     }
 
-    fn head_step(&mut self, event: head_core::Event) -> Result<(), String> {
+    pub(crate) fn head_step(&mut self, event: head_core::Event) -> Result<(), String> {
         if !self.disk.is_up {
             return Ok(());
         }
@@ -819,7 +838,12 @@ impl World {
             Effect::DeleteSpilled { object } => {
                 host.spilled.remove(&object);
             }
-            Effect::SendBytes { .. } => {}
+            Effect::StartJob { order } => self.start_job(node, &order)?,
+            Effect::StopJob { job, .. } => self.end_job(node, &job),
+            Effect::SendBytes { .. }
+            | Effect::DeleteJobLogs { .. }
+            | Effect::ReadLog { .. }
+            | Effect::KeepLine(_) => {}
         }
         Ok(None)
     }
