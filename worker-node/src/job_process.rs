@@ -129,7 +129,7 @@ fn run(task: &JobTask, tell: &Sender<News>, news: &Receiver<News>) -> JobStage {
     };
     let mut command = Command::new(ready.program(program));
     command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(second);
-    command.envs(ready.env.iter().map(|(name, value)| (name, value)));
+    command.envs(&ready.env);
     command.current_dir(&ready.cwd).process_group(0);
     let started = command.spawn();
     // It holds the pipe's other end open.

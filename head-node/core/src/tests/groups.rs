@@ -19,6 +19,7 @@ const CLOSED: HeadConfig = HeadConfig {
     actors: Vec::new(),
     groups: Vec::new(),
     durables: Vec::new(),
+    jobs: Vec::new(),
     history: crate::History { tasks: Vec::new(), finished: 0, failed: 0 },
     term: cluster_types::Term(1),
     loss_timeout: Span::secs(5),

@@ -7,6 +7,7 @@ mod direct;
 mod drain;
 mod durable;
 mod groups;
+mod jobs;
 mod lineage;
 mod liveness;
 mod places;

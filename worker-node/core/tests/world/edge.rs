@@ -105,6 +105,11 @@ impl World {
                 }
             }
             Effect::Serve { .. } | Effect::StopServing { .. } | Effect::End => {}
+            Effect::StartJob { .. }
+            | Effect::StopJob { .. }
+            | Effect::DeleteJobLogs { .. }
+            | Effect::ReadLog { .. }
+            | Effect::KeepLine(_) => {}
             Effect::MeasureMemory { executors } => {
                 let executors = executors.into_iter().map(|executor| (executor, 1 << 20)).collect();
                 self.answers.push_back(Event::MemoryMeasured { executors });

@@ -110,6 +110,7 @@ impl World {
             | NodeToHead::Promote(_)
             | NodeToHead::Kill { .. }
             | NodeToHead::Unanswered { .. }
+            | NodeToHead::Jobs(_)
             | NodeToHead::Drain { .. } => {}
         }
     }
