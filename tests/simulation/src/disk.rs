@@ -26,6 +26,7 @@ impl HeadDisk {
     pub fn begin(&mut self) -> HeadConfig {
         self.is_up = true;
         self.term += 1;
+        self.admitted.clear();
         HeadConfig {
             term: Term(self.term),
             finished_kept: 1_000,

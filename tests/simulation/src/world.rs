@@ -11,9 +11,9 @@ use cluster_types::client_node::{
 };
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
-    Amount, ClientId, ClientKind, ClientToNode, HeadToNode, Incarnation, JobId, JobInfo, NodeHello, NodeId,
-    NodeToClient, NodeToHead, NodeToNode, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span, TaskId,
-    TaskSpec, TaskTemplate, Time, Value,
+    Amount, ClientId, ClientKind, ClientToNode, Failure, HeadToNode, Incarnation, JobId, JobInfo, NodeHello,
+    NodeId, NodeToClient, NodeToHead, NodeToNode, ObjectId, PROTOCOL_VERSION, Payload, Refs, Resources, Span,
+    TaskId, TaskSpec, TaskTemplate, Time, Value,
 };
 use head_core::Head;
 
@@ -496,6 +496,8 @@ impl World {
                 self.node_step(node, worker_core::Event::Tick)
             }
             Arrival::Connect(node) => self.connect(node),
+            // A head of before does nothing about it.
+            Arrival::AtHead { node, .. } if !self.disk.admitted.contains_key(&node) => Ok(()),
             Arrival::AtHead { node, incarnation, message } => {
                 self.head_step(head_core::Event::FromNode { node, incarnation, message })
             }
@@ -641,7 +643,9 @@ impl World {
         Ok(())
     }
 
-    /// The head's process is gone. Of what it said, each daemon may still read some; what daemons say, nobody hears.
+    /// The head's process is gone, or deposed: it does nothing any more. Of what it said, each daemon may still read some;
+    /// what daemons say, nobody hears. Some notice late, when another head may lead already, and read what the old one
+    /// said until then (FENCE-1).
     fn kill_head(&mut self) {
         if !self.disk.is_up {
             return;
@@ -662,9 +666,26 @@ impl World {
             _ => None,
         }));
         for node in nodes.into_iter().filter(|node| !told.contains(node)) {
-            self.say(Stream::ToNode(node), Arrival::HeadLost(node));
+            match self.random.one_in(4) {
+                true => self.notice_late(node),
+                false => self.say(Stream::ToNode(node), Arrival::HeadLost(node)),
+            }
         }
         self.after(1_000, 300_000, Arrival::BornHead);
+    }
+
+    fn notice_late(&mut self, node: NodeId) {
+        let late = Span(self.random.between(10_000, 500_000));
+        let to_node = |arrival: &Arrival| matches!(arrival, Arrival::AtNode { node: to, .. } if *to == node);
+        let said: Vec<(Time, u64)> =
+            self.queue.iter().filter(|(_, arrival)| to_node(arrival)).map(|(at, _)| *at).collect();
+        let mut last = self.now + late;
+        for at in said {
+            let Some(arrival) = self.queue.remove(&at) else { continue };
+            last = at.0 + late;
+            self.at(last, arrival);
+        }
+        self.at(last + Span(1), Arrival::HeadLost(node));
     }
 
     fn drain_node(&mut self) -> Result<(), String> {
@@ -1099,7 +1120,7 @@ impl World {
                 let may_be_lost = self.plan.crash_one_in > 0
                     || (self.plan.head_losses > 0
                         && self.plan.node_losses > 0
-                        && !failure.message.contains("is not kept"))
+                        && !self.says_what_made_it_is_not_kept(&failure))
                     || self.plan.cuts > 0
                     || self.plan.actors
                     || self.plan.streams
@@ -1137,6 +1158,12 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Of something in the stores: what made that is kept by its submitter's node, whoever dies.
+    fn says_what_made_it_is_not_kept(&self, failure: &Failure) -> bool {
+        failure.message.contains("is not kept")
+            && self.sizes.keys().any(|stored| failure.message.contains(&format!("what {stored} was made of")))
     }
 
     fn puts_go_on(&mut self, client: ClientId) -> Result<(), String> {
