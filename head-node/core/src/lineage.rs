@@ -231,8 +231,8 @@ impl Head {
         }
     }
 
-    /// An item of this task, which ran again, did not come again.
-    pub(crate) fn item_is_lost(&mut self, task: TaskId) {
+    /// A result of this task will not come again.
+    pub(crate) fn result_is_lost(&mut self, task: TaskId) {
         self.unwant(vec![task]);
     }
 

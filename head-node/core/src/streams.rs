@@ -238,7 +238,7 @@ impl Head {
                 "object {id} is lost: no node has a copy any more, and its task did not yield it again. Compute it again"
             );
             self.objects.set_failed(ix, failure(FailureKind::ObjectLost, message, Some(task)));
-            self.item_is_lost(task);
+            self.result_is_lost(task);
             self.value_known(ix);
         }
         if let Some(failure) = failed

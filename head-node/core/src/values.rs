@@ -168,7 +168,8 @@ impl Head {
         let task = object.id.task().map(|(task, _)| task);
         let failure = failure(FailureKind::ObjectLost, message, task);
         if let Some(task) = task {
-            self.forget_lineage(task);
+            // Of its other results the same is found out when they are asked for.
+            self.result_is_lost(task);
         }
         self.objects.set_failed(ix, failure.clone());
         failure
@@ -226,7 +227,7 @@ impl Head {
                     self.send(node, HeadToNode::Located { object: id, located });
                     return;
                 }
-                value => self.objects.find_or_insert(id, || value),
+                _ => self.ensure_object(id),
             },
         };
         if let Some(located) = self.located(ix) {

@@ -13,6 +13,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (23, "lineage was forgotten before all nodes had come back to a new head"),
     (167, "lineage was forgotten when nodes were lost, and with them the room for it"),
     (1259, "an object that somebody waited for while the head came back was not made again"),
+    (2039, "a freed result that was asked for late was counted among what lineage is kept for"),
     (3117, "an answer on its way from an actor's node named a value that the next head had freed"),
     (4643, "an item that had been said to be lost came again, and was counted twice"),
     (5133, "as 3117, and a task waited for it"),

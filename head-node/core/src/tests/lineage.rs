@@ -245,3 +245,45 @@ fn a_copy_that_is_told_of_while_the_object_is_being_made_again_is_known() {
     assert_eq!(scene.freed(1), [object], "REF-2");
     assert_eq!(scene.freed(3), [object]);
 }
+
+#[test]
+fn each_result_that_cannot_be_made_again_says_why() {
+    let mut scene = two();
+    let executor = scene.executor(2, 5);
+    let put = ObjectId::put(executor, 1);
+    scene.escape(2, put, &[]);
+    scene.hold(1, DRIVER, put);
+    let template = scene.template("two", Resources::cpus(1));
+    let template = TaskTemplate { num_returns: 2, ..(*template).clone() };
+    let spec = scene.spec(DRIVER, template.into(), &[put]);
+    let id = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    let assigned = scene.assigned_one();
+    let large = || TaskResult { value: ResultValue::Stored { size: LARGE }, contains: Refs::new() };
+    scene.ended(&assigned, Outcome::Ok([large(), large()].into_iter().collect()), Retry::No, None);
+    scene.disconnect(2);
+    for object in [id.result(0), id.result(1)] {
+        let Some(Located::Failed(failure)) = locate(&mut scene, 1, object) else { panic!("{object}") };
+        assert!(failure.message.contains("was put, not made by a task"), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_result_that_was_freed_and_is_asked_for_late_counts_for_nothing() {
+    let mut scene = two();
+    let template = scene.template("two", Resources::cpus(1));
+    let template = TaskTemplate { num_returns: 2, ..(*template).clone() };
+    let spec = scene.spec(DRIVER, template.into(), &[]);
+    let id = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    let assigned = scene.assigned_one();
+    let large = || TaskResult { value: ResultValue::Stored { size: LARGE }, contains: Refs::new() };
+    scene.ended(&assigned, Outcome::Ok([large(), large()].into_iter().collect()), Retry::No, None);
+    scene.disconnect(2);
+    scene.drop_hold(1, DRIVER, id.result(1));
+    scene.said.clear();
+    assert_eq!(locate(&mut scene, 1, id.result(0)), None, "it is to be made again");
+    // A node that took it when it was freed asks where else it is.
+    let answer = locate(&mut scene, 1, id.result(1));
+    assert!(matches!(answer, Some(Located::Failed(failure)) if failure.kind == FailureKind::ObjectFreed));
+}
