@@ -253,33 +253,30 @@ impl Head {
         }
     }
 
-    /// What nobody has is lost; what nobody holds is freed.
+    /// What nobody has is lost; what nobody holds is freed. A task that fails for a reason that is known fails for that: an
+    /// end that nobody heard of may have freed its arguments.
     fn lose_unknown(&mut self) {
+        self.fail_failing();
         let named = self.tasks.iter().filter_map(|(_, task)| task.spec.template.strategy.group());
         let groups: Set<ObjectId> = named.map(|place| place.group).collect();
         let all: Vec<ObjectIx> = self.objects.iter().map(|(ix, _)| ix).collect();
-        for ix in all {
-            self.objects.doubt(ix);
-            let Some(object) = self.objects.get(ix) else { continue };
-            if !matches!(object.value, ObjectValue::Unknown) {
-                continue;
-            }
-            let id = object.id;
-            let failure = match groups.contains(&id) {
-                true => {
-                    let message =
-                        format!("placement group ({id}) was removed before the head was started again");
-                    failure(FailureKind::GroupRemoved, message, None)
-                }
-                false => {
-                    let message = format!(
-                        "object {id} is lost: when the head was started again, no node had it, and nobody knew what \
-                         makes it"
-                    );
-                    failure(FailureKind::ObjectLost, message, None)
-                }
-            };
-            self.objects.set_failed(ix, failure);
+        all.iter().for_each(|ix| self.objects.doubt(*ix));
+        let unknown = all.into_iter().filter_map(|ix| {
+            let object = self.objects.get(ix)?;
+            matches!(object.value, ObjectValue::Unknown).then_some((ix, object.id))
+        });
+        let (removed, lost): (Vec<_>, Vec<_>) = unknown.partition(|(_, id)| groups.contains(id));
+        for (ix, id) in removed {
+            let message = format!("placement group ({id}) was removed before the head was started again");
+            self.objects.set_failed(ix, failure(FailureKind::GroupRemoved, message, None));
+            self.value_known(ix);
+        }
+        self.fail_failing();
+        for (ix, id) in lost {
+            let message = format!(
+                "object {id} is lost: when the head was started again, no node had it, and nobody knew what makes it"
+            );
+            self.objects.set_failed(ix, failure(FailureKind::ObjectLost, message, None));
             self.value_known(ix);
         }
     }

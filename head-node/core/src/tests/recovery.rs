@@ -395,3 +395,23 @@ fn what_a_call_came_to_is_kept_while_its_answer_is_on_its_way() {
     scene.pass(Span::millis(1));
     assert_eq!(scene.freed(2).last(), Some(&result(70)), "it is held as long as the driver says");
 }
+
+#[test]
+fn what_fails_for_a_reason_that_is_known_does_not_say_that_its_arguments_are_lost() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let mut first = of_one_core(&mut scene);
+    let place = InGroup { group: ObjectId::put(DRIVER, 60), bundle: None, capture: false };
+    first.template =
+        Arc::new(TaskTemplate { strategy: Strategy::Group(place), ..first.template.as_ref().clone() });
+    // The head before ended both, freed what they needed, and nobody heard.
+    let template = scene.template("g", Resources::cpus(1));
+    let second = scene.spec(DRIVER, template, &[ObjectId::put(DRIVER, 61), first.id.result(0)]);
+    let id = second.id;
+    scene.tell(1, NodeToHead::Submit(first));
+    scene.tell(1, NodeToHead::Submit(second));
+    end(&mut scene, 1);
+    scene.pass(Span::millis(1));
+    assert_eq!(scene.failed_with(1, id).kind, FailureKind::GroupRemoved);
+}
