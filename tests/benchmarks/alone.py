@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import heads
+from benchmarks import disks, failures, heads
 from testkit import Host, Network, Role
 
 Figures = dict[str, float]
@@ -327,8 +327,12 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
     ),
     (("scheduling decisions of one core: 1,000 nodes, 100,000 queued tasks",), decisions),
     (("store's footprint under the mix, of live bytes",), lambda: program(FOOTPRINT, {"FOOTPRINT_RUN": "1"})),
+    ((failures.EXECUTOR,), failures.executor),
+    ((failures.NODE_GONE,), failures.node_gone),
+    ((failures.NODE_SILENT,), failures.node_silent),
     ((heads.HEAD_RESTART,), heads.head_restart),
     ((heads.FAILOVER,), heads.failover),
+    ((disks.SPILLING, disks.RESTORING), disks.spilling),
     (
         (
             "Rust: no-op tasks from one client",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from benchmarks.disks import RESTORING, SPILLING
+from benchmarks.failures import EXECUTOR, NODE_GONE, NODE_SILENT
 from benchmarks.heads import FAILOVER, HEAD_RESTART
 
 
@@ -84,8 +86,13 @@ ALONE = (
     Row("a thousand actors of no CPU, made and called once", "s", at_most=10, lower_is_better=True),
     Row("an actor's private memory, one of a thousand", "MB", at_most=5, lower_is_better=True),
     Row("store's footprint under the mix, of live bytes", "×", at_most=2, lower_is_better=True),
+    Row(EXECUTOR, "ms", at_most=100, lower_is_better=True),
+    Row(NODE_GONE, "s", at_most=1, lower_is_better=True),
+    Row(NODE_SILENT, "s", at_most=6, lower_is_better=True),
     Row(HEAD_RESTART, "s", at_most=2, lower_is_better=True),
     Row(FAILOVER, "s", at_most=5, lower_is_better=True),
+    Row(SPILLING, "×", at_least=0.7),
+    Row(RESTORING, "×", at_least=0.7),
     Row("Rust: no-op tasks from one client", "/s", at_least=100_000),
     Row("Rust: a no-op task, sync", "µs", at_most=120, lower_is_better=True),
     Row("Rust: get of an 800 MB ndarray on its node", "ms", at_most=1, lower_is_better=True),

@@ -359,6 +359,39 @@ print(all((cml.get(ref) == number).all() for number, ref in enumerate(refs)))
     assert program(text, timeout=100).stdout.strip() == "True"
 
 
+def test_what_was_read_and_is_not_looked_at_makes_room(program: RunProgram):
+    text = """
+import os
+import numpy as np
+import concurrent_ml as cml
+STORE = 128 * 2**20
+cml.init(num_cpus=1, object_store_memory=STORE)
+
+def taken():
+    segments = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            mine = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1] == str(os.getpid())
+            for fd in os.listdir(f"/proc/{pid}/fd") if mine else []:
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("/memfd:"):
+                    about = os.stat(f"/proc/{pid}/fd/{fd}")
+                    segments[about.st_ino] = about.st_blocks * 512
+        except OSError:
+            continue
+    return sum(segments.values())
+
+refs = [cml.put(np.full(2 * 2**20, number)) for number in range(24)]
+most = 0
+for _ in range(2):
+    for number, ref in enumerate(refs):
+        assert (cml.get(ref) == number).all()
+        most = max(most, taken())
+# What a writer or the daemon has at the ready, beside what is counted.
+print(0 < most <= STORE + 2**26 or most)
+"""
+    assert program(text, timeout=55).stdout.strip() == "True"
+
+
 def test_freed_objects_make_room_without_spilling(program: RunProgram):
     text = """
 import numpy as np

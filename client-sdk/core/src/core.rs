@@ -68,6 +68,8 @@ pub struct ClientCore {
     own_places: Map<(SegmentId, u64), ObjectId>,
     /// Further ranges of objects that this process made more than once: of items that a task yielded again.
     spare_ranges: Map<ObjectId, Vec<Location>>,
+    /// Lie in memory that is not of this process; those that came to since, too.
+    pub(crate) located: Vec<ObjectId>,
     /// May be gone; looked at when the next batch is taken.
     idle: Vec<ObjectId>,
     /// Own ranges that are free again, for the edge's allocator.
@@ -99,6 +101,7 @@ impl ClientCore {
             own_ranges: Map::default(),
             own_places: Map::default(),
             spare_ranges: Map::default(),
+            located: Vec::new(),
             idle: Vec::new(),
             freed: Vec::new(),
             fired: Vec::new(),
@@ -279,6 +282,7 @@ impl ClientCore {
             entry.state = State::Located(location);
         }
         entry.views += 1;
+        self.note_located(object);
     }
 
     pub(crate) fn became_idle(&mut self, object: ObjectId) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
 use cluster_types::{
-    ClientToNode, Failure, FailureKind, Location, NodeToClient, ObjectId, ResultValue, TaskId, Value,
+    ClientToNode, Failure, FailureKind, Location, NodeToClient, ObjectId, ResultValue, Set, TaskId, Value,
 };
 
 use crate::ClientCore;
@@ -30,6 +30,10 @@ impl ClientCore {
             NodeToClient::Ready { object, value } => self.arrived(object, value),
             NodeToClient::RangesFreed(ranges) => ranges.into_iter().for_each(|range| self.range_freed(range)),
             NodeToClient::Evict { object } => self.evict(object),
+            NodeToClient::RecallMemory => {
+                self.release_unviewed();
+                return Some(NodeToClient::RecallMemory);
+            }
             other => return Some(other),
         }
         None
@@ -137,6 +141,7 @@ impl ClientCore {
                 entry.told += 1;
                 let idle = entry.is_idle();
                 self.settle(object, State::Located(location));
+                self.note_located(object);
                 if idle {
                     self.became_idle(object);
                 }
@@ -181,5 +186,29 @@ impl ClientCore {
             self.freed.push(location);
         }
         self.out.push(ClientToNode::Evicted { object, freed });
+    }
+
+    /// The node's memory is short: what is not viewed here need not stay in it. Reading it again asks again.
+    fn release_unviewed(&mut self) {
+        let mut located = std::mem::take(&mut self.located);
+        located.retain(|&object| {
+            let Some(entry) = self.objects.get_mut(&object) else { return false };
+            if !matches!(entry.state, State::Located(_)) || entry.views > 0 {
+                return matches!(entry.state, State::Located(_));
+            }
+            entry.state = State::Stored;
+            self.out.release(object, std::mem::take(&mut entry.told));
+            false
+        });
+        self.located = located;
+    }
+
+    pub(crate) fn note_located(&mut self, object: ObjectId) {
+        // Most are dropped long before anybody asks for them.
+        if self.located.len() >= 64 && self.located.len() >= 2 * self.objects.len() {
+            let mut seen = Set::default();
+            self.located.retain(|object| self.objects.contains_key(object) && seen.insert(*object));
+        }
+        self.located.push(object);
     }
 }

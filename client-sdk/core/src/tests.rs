@@ -302,6 +302,31 @@ fn eviction_frees_what_is_not_viewed_and_reading_brings_it_back() {
 }
 
 #[test]
+fn what_is_not_viewed_is_let_go_of_when_memory_is_short() {
+    let mut core = core();
+    let (viewed, read_once, own) =
+        (foreign(1), foreign(2), core.put(PutValue::Stored(at(0)), Refs::new(), true));
+    for (id, offset) in [(viewed, 64), (read_once, 128)] {
+        core.add_handle(id, HandleSource::Elsewhere);
+        core.want(id, true);
+        core.on_message(NodeToClient::Ready { object: id, value: Value::Local(at(offset)) });
+        assert!(core.read(id).is_some());
+    }
+    core.drop_view(read_once);
+    core.take_batch();
+    assert_eq!(core.on_message(NodeToClient::RecallMemory), Some(NodeToClient::RecallMemory));
+    assert_eq!(batch(&mut core), ["release 9.2.0"]);
+    assert!(core.is_here(viewed) && core.is_here(own) && core.is_ready(read_once));
+    assert!(core.read(read_once).is_none());
+    core.want(read_once, true);
+    assert_eq!(batch(&mut core), ["get 9.2.0"]);
+    core.drop_view(viewed);
+    core.on_message(NodeToClient::RecallMemory);
+    core.on_message(NodeToClient::RecallMemory);
+    assert_eq!(batch(&mut core), ["release 9.1.0"], "once for each time that it was told");
+}
+
+#[test]
 fn an_escaped_range_waits_for_the_daemon() {
     let mut core = core();
     let id = core.put(PutValue::Stored(at(0)), Refs::new(), true);

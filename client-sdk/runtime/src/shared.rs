@@ -268,6 +268,8 @@ impl Shared {
         }
         inner.memory_news += 1;
         for location in freed {
+            // Who waits for no more than that tries again with it; if the daemon was asked, it counts it as its answer.
+            inner.requested.retain(|asked| *asked > location.len.next_multiple_of(4096));
             // A range that the allocator does not know is none of ours; the table holds only those it gave out.
             let freed = self.arena.free(location);
             debug_assert!(freed.is_ok(), "{freed:?}");

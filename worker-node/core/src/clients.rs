@@ -23,6 +23,8 @@ pub(crate) struct Client {
     pub(crate) segments: Set<SegmentId>,
     /// Objects it views.
     pub(crate) views: Set<ObjectId>,
+    /// It was told where a value lies since memory was last recalled from it.
+    pub(crate) told_more: bool,
     /// Objects it waits for.
     pub(crate) waits: Set<ObjectId>,
     /// Puts of its own that have not escaped.
@@ -78,6 +80,7 @@ impl Node {
             shares_memory,
             segments: Set::default(),
             views: Set::default(),
+            told_more: false,
             waits: Set::default(),
             refused: false,
             private: Set::default(),
@@ -177,8 +180,14 @@ impl Node {
                 }
             }
             ClientToNode::Release(objects) => {
+                // Others may be freed the next moment, and need not be written to disk for that moment.
+                let on_disk = |object| self.objects.get(object).is_some_and(|known| known.disk);
+                let makes_room = objects.iter().any(on_disk);
                 for object in objects {
                     self.release(client, object, effects);
+                }
+                if makes_room {
+                    self.make_room(effects);
                 }
             }
             ClientToNode::RequestMemory { bytes } => self.request_memory(client, bytes, effects),

@@ -12,7 +12,7 @@ use crate::places::Idle;
 use crate::segments::Segment;
 
 /// Segments are whole pages.
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 /// A segment in which small objects fit too.
 const SMALLEST: u64 = 512 << 10;
 /// The largest segment for small values.

@@ -4,12 +4,13 @@
 
 use cluster_types::{ClientId, Failure, NodeToClient, ObjectId, Span};
 
+use crate::clients::Client;
 use crate::event::Effect;
-use crate::memory::Want;
+use crate::memory::{PAGE, Want};
 use crate::node::Node;
 use crate::objects::Writer;
 
-/// Bytes written to disk in one batch, at most.
+/// Bytes that leave memory in one step: no more than somebody may need, in writes that a disk likes.
 const BATCH: u64 = 64 << 20;
 /// Without progress for this long, a waiting lease lies in a file.
 const PATIENCE: Span = Span::millis(500);
@@ -22,6 +23,7 @@ impl Node {
         if !std::mem::replace(&mut self.memory.recalled, true) {
             self.recall(effects);
         }
+        self.recall_views(effects);
         if self.memory.leaving > 0 {
             return false;
         }
@@ -31,13 +33,13 @@ impl Node {
         while let Some(object) = self.next_idle() {
             let Some(known) = self.objects.get_mut(&object) else { continue };
             let Some(memory) = known.memory else { continue };
+            bytes += memory.location.len;
             if known.disk {
                 self.give_up(object, effects);
-                continue;
+            } else {
+                known.spilling = true;
+                batch.push((object, memory.location));
             }
-            known.spilling = true;
-            batch.push((object, memory.location));
-            bytes += memory.location.len;
             if bytes >= BATCH {
                 break;
             }
@@ -91,6 +93,21 @@ impl Node {
         writers.sort_unstable();
         writers.dedup();
         for client in writers {
+            if let Some(known) = self.clients.get_mut(&client) {
+                known.told_more = false;
+            }
+            self.tell_client(client, NodeToClient::RecallMemory, effects);
+        }
+    }
+
+    /// Clients remember where values lie that they have refs to, so that reading one again costs no message. They are
+    /// asked to let go of those that they do not view.
+    fn recall_views(&mut self, effects: &mut Vec<Effect>) {
+        let told =
+            |(id, known): (&ClientId, &mut Client)| std::mem::take(&mut known.told_more).then_some(*id);
+        let mut readers: Vec<ClientId> = self.clients.iter_mut().filter_map(told).collect();
+        readers.sort_unstable();
+        for client in readers {
             self.tell_client(client, NodeToClient::RecallMemory, effects);
         }
     }
@@ -147,13 +164,25 @@ impl Node {
         if !asked || self.writer_of(object) != Some(Writer::Client(client)) {
             return;
         }
-        if freed {
-            // The writer has the range back already.
-            self.lift(object);
+        // The writer has the range back already. If it was it that waited, it takes it, warm as it is, and does not
+        // wait for another; else it may have a segment for others.
+        let range = if freed { self.lift(object) } else { None };
+        let serves = range.is_some_and(|range| self.takes_its_own(client, range.location.len));
+        if serves {
+            self.memory.wants.pop_front();
+            self.memory.stuck_since = None;
         }
         self.settle_eviction(object, effects);
-        self.tell_client(client, NodeToClient::RecallMemory, effects);
+        if !serves {
+            self.tell_client(client, NodeToClient::RecallMemory, effects);
+        }
         self.make_room(effects);
+    }
+
+    /// Whether the client is the first who waits, and for no more than this.
+    fn takes_its_own(&self, client: ClientId, len: u64) -> bool {
+        matches!(self.memory.wants.front(), Some(Want::Lease { client: first, bytes })
+            if *first == client && *bytes <= len.next_multiple_of(PAGE))
     }
 
     /// The writer answered, or is gone. If the object is in memory still, its writer would not give it up.

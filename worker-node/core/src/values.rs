@@ -184,6 +184,7 @@ impl Node {
         let who = self.clients.get_mut(&client)?;
         known.told(client);
         who.views.insert(object);
+        who.told_more = true;
         if writer != Writer::Client(client) && who.segments.insert(location.segment) {
             let len = self.memory.len_of(location.segment);
             effects.push(Effect::ToClient {

@@ -50,7 +50,7 @@ fn a_full_store_spills_asks_writers_and_takes_back_segments() {
     scene.driver_says(ClientToNode::Get(vec![put(2)]));
     scene.driver_says(ClientToNode::Release(vec![put(2)]));
     scene.said.clear();
-    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 9 * MIB });
     assert_eq!(scene.told(DRIVER), [NodeToClient::RecallMemory]);
     let spilled = spill_of(&scene.todo());
     assert_eq!(spilled, [3, 4, 5, 6, 7, 8, 9, 2].map(put));
@@ -64,6 +64,21 @@ fn a_full_store_spills_asks_writers_and_takes_back_segments() {
     scene.said.clear();
     scene.driver_says(ClientToNode::ReturnMemory(vec![segment]));
     scene.leased(DRIVER);
+}
+
+#[test]
+fn a_writer_that_waits_takes_the_range_that_it_gives_up() {
+    let (mut scene, _) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 8 * MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    scene.said.clear();
+    scene.driver_says(ClientToNode::Evicted { object: spilled[0], freed: true });
+    assert_eq!(scene.told(DRIVER), [], "it has what it waited for, and is not asked to give it back");
+    // Another waits for what the driver frees from now on.
+    scene.driver_says(ClientToNode::Evicted { object: spilled[1], freed: true });
+    assert_eq!(scene.told(DRIVER), [NodeToClient::RecallMemory]);
+    assert!(!scene.todo().iter().any(|effect| matches!(effect, Effect::CreateSegment { .. })));
 }
 
 #[test]
@@ -94,7 +109,7 @@ fn a_writer_that_will_not_give_up_is_asked_again_only_later() {
 #[test]
 fn a_spilled_object_is_restored_for_who_asks() {
     let (mut scene, segment) = full();
-    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 9 * MIB });
     let spilled = spill_of(&scene.todo());
     scene.event(Event::Spilled { objects: spilled.clone() });
     for object in &spilled {
@@ -108,6 +123,39 @@ fn a_spilled_object_is_restored_for_who_asks() {
     scene.event(Event::Restored { object: put(2), location: own(0, 8 * MIB) });
     let told = scene.told(DRIVER);
     assert!(told.contains(&NodeToClient::Ready { object: put(2), value: Value::Local(own(0, 8 * MIB)) }));
+}
+
+#[test]
+fn what_clients_remember_and_do_not_view_is_asked_back_when_memory_is_short() {
+    let (mut scene, segment) = full();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 9 * MIB });
+    let spilled = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: spilled.clone() });
+    for object in &spilled {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: true });
+    }
+    scene.driver_says(ClientToNode::ReturnMemory(vec![segment]));
+    let (leased, _) = scene.leased(DRIVER);
+    scene.driver_says(ClientToNode::ReturnMemory(vec![leased]));
+    // All are read again, one after the other, until the store is full of what the driver was told of.
+    for n in 0..8 {
+        scene.driver_says(ClientToNode::Get(vec![put(2 + n)]));
+        let at = own(n * 8 * MIB, 8 * MIB);
+        scene.event(Event::Restored { object: put(2 + n), location: at });
+    }
+    assert_eq!(scene.node.store_usage().live, 64 * MIB);
+    scene.said.clear();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 16 * MIB });
+    assert_eq!(scene.told(DRIVER), [NodeToClient::RecallMemory]);
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 16 * MIB });
+    assert_eq!(scene.told(DRIVER), [], "it was told of nothing since");
+    // It views the rest.
+    scene.driver_says(ClientToNode::Release(vec![put(2), put(3), put(4)]));
+    let todo = scene.todo();
+    for n in 0..3 {
+        assert!(todo.contains(&Effect::FreeOwn(own(n * 8 * MIB, 8 * MIB))), "{todo:?}");
+    }
+    assert!(todo.iter().any(|effect| matches!(effect, Effect::CreateSegment { .. })), "{todo:?}");
 }
 
 #[test]
@@ -279,7 +327,7 @@ fn an_argument_spilled_while_another_was_looked_for_is_brought_back() {
     let other = task(10).result(0);
     scene.assign(1, true, &[(put(2), None), (other, None)]);
     assert!(scene.told_head().contains(&NodeToHead::Locate(other)));
-    scene.driver_says(ClientToNode::RequestMemory { bytes: MIB });
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 9 * MIB });
     let spilled = spill_of(&scene.todo());
     scene.event(Event::Spilled { objects: spilled.clone() });
     for object in &spilled {

@@ -5,6 +5,7 @@
 //! space back at once; a file goes with its last object. What a daemon leaves behind when it is killed is removed by
 //! the next one that opens the same spill directory.
 
+mod direct;
 mod directory;
 mod store;
 

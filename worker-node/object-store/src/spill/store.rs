@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,10 +9,11 @@ use rustc_hash::FxHashMap;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::direct;
 use super::directory::OwnDirectory;
 use crate::segment::{ReadBuf, ReadMapping};
 
-const PAGE: u64 = 4096;
+const PAGE: u64 = direct::PAGE as u64;
 
 /// Why spilling or restoring failed.
 #[derive(Debug, thiserror::Error)]
@@ -171,10 +171,9 @@ impl SpillStore {
                 }
             }
         }
-        for ((_, bytes), (_, at)) in objects.iter().zip(locations) {
-            file.write_all_at(bytes, at.offset)
-                .map_err(|error| self.write_error("write", path, len, error))?;
-        }
+        let placed: Vec<(u64, &[u8])> =
+            objects.iter().zip(locations).map(|((_, bytes), (_, at))| (at.offset, *bytes)).collect();
+        direct::write(path, &file, &placed).map_err(|error| self.write_error("write", path, len, error))?;
         Ok(file)
     }
 
@@ -227,7 +226,8 @@ impl SpillStore {
             return Err(SpillError::Unknown(at));
         }
         let file = self.file(at)?;
-        file.read_exact_at(dst, at.offset).map_err(failed("read", &self.path(at.file)))
+        let path = self.path(at.file);
+        direct::read(&path, &file, at.offset, dst).map_err(failed("read", &path))
     }
 
     /// Maps an object in place. The mapping must be dropped before the object is removed.
