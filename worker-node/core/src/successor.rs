@@ -289,15 +289,19 @@ impl Node {
         }
     }
 
-    /// Forgets those of these tasks whose results nobody here holds or takes.
-    fn forget_made(&mut self, tasks: impl IntoIterator<Item = TaskId>) {
+    /// Forgets those of these tasks whose results nobody here holds or takes, and of which no result lies here: one that
+    /// does is held by somebody elsewhere, who may ask for it when this node and the head that knew the task are gone.
+    pub(crate) fn forget_made(&mut self, tasks: impl IntoIterator<Item = TaskId>) {
         let mut tasks: Vec<TaskId> = tasks.into_iter().collect();
         while let Some(task) = tasks.pop() {
             let Some(spec) = self.remembered.made.get(&task) else { continue };
             let holder = self.clients.get(&task.client);
             let mut results = (0..spec.template.num_returns).map(|index| task.result(index));
-            let is_held = holder.is_some_and(|holder| results.any(|result| holder.held.contains(&result)));
-            if !is_held && !self.remembered.takers.contains_key(&task) {
+            let is_kept = results.any(|result| {
+                holder.is_some_and(|holder| holder.held.contains(&result))
+                    || self.objects.get(&result).is_some_and(|known| known.has_copy() && !known.freed)
+            });
+            if !is_kept && !self.remembered.takers.contains_key(&task) {
                 tasks.extend(self.remembered.forget_made(task));
             }
         }

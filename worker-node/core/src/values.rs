@@ -270,6 +270,7 @@ impl Node {
         });
         if empty {
             self.objects.remove(&object);
+            self.forget_made(object.task().map(|(task, _)| task));
         }
     }
 
@@ -319,6 +320,7 @@ impl Node {
             return;
         }
         let Some(gone) = self.objects.remove(&object) else { return };
+        self.forget_made(object.task().map(|(task, _)| task));
         if gone.served {
             effects.push(Effect::StopServing { object });
         }

@@ -1,8 +1,8 @@
 //! The head is away, comes, comes back (rule T6, FENCE-1).
 
 use bytes::Bytes;
-use cluster_types::client_node::LogLine;
-use cluster_types::{ClientToNode, HeadToNode, Located, NodeId, NodeToHead, SegmentId, Span};
+use cluster_types::client_node::{FinishedOutcome, LogLine};
+use cluster_types::{ClientToNode, HeadToNode, Located, NodeId, NodeToHead, ResultValue, SegmentId, Span};
 
 use super::scene::*;
 use crate::{Effect, Event};
@@ -184,6 +184,30 @@ fn what_clients_hold_and_wish_is_told_the_next_head() {
     for message in [hold, drop, kill] {
         assert!(told.contains(&message), "{message:?} is not in {told:?}");
     }
+}
+
+#[test]
+fn what_made_a_result_that_lies_here_is_told_the_next_head_though_its_submitter_dropped_it() {
+    let mut scene = Scene::new();
+    let result = task(1).result(0);
+    scene.driver_says(ClientToNode::Submit(scene.spec(1, &[])));
+    let outcome = FinishedOutcome::Ok(vec![ResultValue::Stored { size: 10_000 }]);
+    scene.head(HeadToNode::Finished { task: task(1), outcome });
+    scene.driver_says(ClientToNode::Get(vec![result]));
+    let located = Located::Stored { size: 10_000, copies: vec![(NodeId(5), "b:8266".into())] };
+    scene.head(HeadToNode::Located { object: result, located });
+    scene.event(Event::Stored { object: result, location: own(0, 10_000) });
+    // Another's value has it inside, so somebody may still ask for it.
+    scene.driver_says(ClientToNode::Release(vec![result]));
+    scene.driver_says(ClientToNode::Drop(vec![result]));
+    let made = |scene: &mut Scene| {
+        scene.said.clear();
+        scene.head(resumed());
+        scene.told_head().iter().any(|told| matches!(told, NodeToHead::Made(spec) if spec.id == task(1)))
+    };
+    assert!(made(&mut scene));
+    scene.head(HeadToNode::Free(vec![result]));
+    assert!(!made(&mut scene), "nobody can ask any more");
 }
 
 #[test]
