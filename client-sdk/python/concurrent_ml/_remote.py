@@ -317,7 +317,9 @@ def remote(*args: Any, **options: Any) -> Any:
         if inspect.isclass(function):
             return ActorClass(function, ActorOptions().changed(options))
         if not callable(function):
-            raise TypeError(f"remote() takes a function or a class, not a {type(function).__name__}")
+            raise TypeError(
+                f"remote() takes a function or a class, not a value of type {type(function).__name__}"
+            )
         return RemoteFunction(function, Options().changed(options))
 
     if args:
