@@ -25,3 +25,12 @@ pub const MAX_TEMPLATE: usize = 1 << 20;
 
 /// Bytes of a pickled exception. Senders keep to 64 KiB; the rest is for its envelope.
 pub const MAX_FAILURE_PAYLOAD: usize = 128 << 10;
+
+/// Bytes of one chunk of a file that travels by content.
+pub const CHUNK: usize = 1 << 20;
+
+/// Bytes of a package's list of files, which is a chunk too.
+pub const MAX_PACKAGE_LIST: usize = 16 << 20;
+
+/// Names of chunks in one question.
+pub const MAX_CHUNK_NAMES: usize = 1 << 16;

@@ -45,6 +45,8 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         let host = reachable_as(&config)?;
         let mut hello = node.hello(&machine);
         let (mut store, store_notices) = StoreHost::new(config.token.clone(), node.spill_dir.clone());
+        // Where the machine's own directory is all there is, a copy is no better than the log.
+        let archive = config.durable.clone();
         store.keep_durable_copies(durable_url(config.durable, &config.dir)?);
         let data = store.listen(data).map_err(WorkerError::io("serve the data port"))?;
         hello.data_address = join(&host, data.port());
@@ -67,7 +69,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
             supervisor: supervisor.clone(),
             head: HeadSide::Remote(HeadLink::default()),
         });
-        handle.borrow().jobs.set_up(&config.dir, &config.head, &config.python);
+        handle.borrow().jobs.set_up(&config.dir, &config.head, &config.python, &archive);
         handle.start(store_notices, node.executor_events);
         if let Some(listener) = gateway {
             let served = crate::gateway::serve(handle.clone(), listener).await;
@@ -122,8 +124,8 @@ pub fn run_embedded(config: EmbeddedConfig) -> Result<(), WorkerError> {
             supervisor: supervisor.clone(),
             head: HeadSide::Embedded { head: Box::new(head), incarnation: Incarnation::default() },
         });
-        let address = format!("unix:{}", listener.path().display());
-        handle.borrow().jobs.set_up(&config.dir, &address, &config.python);
+        let address = format!("unix:{}", config.dir.display());
+        handle.borrow().jobs.set_up(&config.dir, &address, &config.python, "");
         handle.start(store_notices, node.executor_events);
         let node = hello.node;
         handle.borrow().connect_embedded(hello);

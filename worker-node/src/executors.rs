@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cluster_store::slots::{DaemonPage, SLOTS, Tag};
-use cluster_types::client_node::NO_SLOT;
-use cluster_types::{ClientId, JobId, JobInfo, Location, Map};
+use cluster_types::client_node::{LogLine, NO_SLOT};
+use cluster_types::job::{RUNTIME_ENV, RuntimeEnv};
+use cluster_types::{ClientId, JobId, JobInfo, Location, Map, NodeToHead};
 use worker_core::Event;
 use worker_core::event::PROGRAM;
 
 use crate::devices::show_devices;
 use crate::event_loop::{Daemon, Handle};
+use crate::jobs::Work;
 use crate::programs::Program;
 use crate::supervisor::{ExecutorEvent, ExecutorOrder, Tail};
 
@@ -152,12 +154,45 @@ impl Daemon {
             cwd: info.working_dir.clone(),
             sys_path: info.sys_path.clone(),
             page,
+            preload: Vec::new(),
             program: None,
         };
-        match named {
-            None => self.supervisor.start(order),
-            Some(named) => self.start_program(&named, program, order),
+        let around = order.env.get(RUNTIME_ENV).cloned();
+        match (named, around) {
+            (Some(named), _) => self.start_program(&named, program, order),
+            (None, None) => self.supervisor.start(order),
+            (None, Some(around)) => self.start_in_environment(&around, order),
         }
+    }
+
+    /// Starts an executor in an environment of its own, at once if nothing is to be fetched or built for it.
+    fn start_in_environment(&mut self, around: &str, mut order: ExecutorOrder) {
+        let env: RuntimeEnv = match serde_json::from_str(around) {
+            Ok(env) => env,
+            Err(error) => {
+                let cause = format!("its runtime environment makes no sense: {error}");
+                return self.supervisor.refuse(order.executor, cause);
+            }
+        };
+        order.preload.clone_from(&env.preload);
+        if !env.is_prepared() && env.executable.is_none() {
+            return self.supervisor.start(order);
+        }
+        match self.jobs.environments.get(&env).filter(|known| known.is_there()) {
+            Some(known) => {
+                known.adopt(&mut order);
+                self.supervisor.start(order);
+            }
+            None => self.jobs.later(Work::Prepare { env, order: Box::new(order) }),
+        }
+    }
+
+    /// To the driver of an executor that is not there yet.
+    pub(crate) fn say_of_executor(&mut self, executor: u32, text: &str) {
+        let Some(known) = self.executors.known.get(&executor) else { return };
+        let (job, node, text) = (known.job, self.node_id, format!("runtime environment: {text}"));
+        let line = LogLine { job, task: None, pid: 0, node, stderr: true, text };
+        self.tell_head(NodeToHead::Log(vec![line]));
     }
 
     /// Starts a user's own program, once its file is here.

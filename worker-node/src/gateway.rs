@@ -118,11 +118,14 @@ pub(crate) async fn serve(handle: Handle, listener: TcpListener) -> std::io::Res
         .max_decoding_message_size(MAX_GRPC_MESSAGE)
         .max_encoding_message_size(MAX_GRPC_MESSAGE);
     let service = InterceptedService::new(service, CheckToken::new(&handle.borrow().token));
+    let files = crate::packages::service(handle.borrow().jobs.chunks());
+    let files = InterceptedService::new(files, CheckToken::new(&handle.borrow().token));
     tokio::task::spawn_local(async move {
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(service)
+            .add_service(files)
             .serve_with_incoming(Incoming::new(listener, Patience::default()));
         if let Err(error) = server.await {
             tracing::error!(%error, "the gateway has ended");

@@ -14,7 +14,9 @@ use cluster_types::job::{JobOrder, JobStage};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::environments::Unprepared;
 use crate::job_env;
+use crate::log_archive::Archivist;
 use crate::log_files::LogWriter;
 
 /// The hidden subcommand of `cluster` that is [`run_job_process`].
@@ -23,6 +25,8 @@ pub(crate) const SUBCOMMAND: &str = "job-process";
 const GRACE: Duration = Duration::from_secs(5);
 /// How long its last output may be held open.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// How often somebody who stops it is heard while its environment is made.
+const LOOK: Duration = Duration::from_millis(50);
 /// A line longer than this is written in pieces.
 const LINE_MAX: usize = 1 << 20;
 
@@ -38,6 +42,8 @@ pub(crate) struct JobTask {
     pub(crate) python: PathBuf,
     /// For the gateway that has the job's files.
     pub(crate) token: String,
+    /// Where its log is copied to; empty: nowhere.
+    pub(crate) archive: String,
 }
 
 /// The name of a job's log.
@@ -75,7 +81,15 @@ pub fn run_job_process() -> std::io::Result<()> {
         }
         let _ = told.send(News::Kill);
     });
+    let name = log_name(&task.order.job, task.order.attempt);
+    let archivist = match task.archive.is_empty() {
+        true => None,
+        false => Some(Archivist::start(task.archive.clone(), task.dir.join("logs"), name)?),
+    };
     let ended = run(&task, &tell, &news);
+    if let Some(archivist) = archivist {
+        archivist.finish();
+    }
     kill_descendants();
     say(&ended);
     Ok(())
@@ -105,15 +119,11 @@ fn run(task: &JobTask, tell: &Sender<News>, news: &Receiver<News>) -> JobStage {
         say(&JobStage::Preparing { what: what.to_owned() });
         let _ = log.write(format!("cluster: {what}\n").as_bytes());
     };
-    let stopped = || match news.try_recv() {
-        Ok(News::Stop | News::Kill) => true,
-        Ok(News::Exited(_)) | Err(_) => false,
-    };
-    let ready = match job_env::prepare(task, &mut progress, &stopped) {
+    let ready = match prepared(task, &mut progress, news) {
         Ok(ready) => ready,
-        Err(error) => {
-            let _ = log.write(format!("cluster: {error}\n").as_bytes());
-            return failed(error, true);
+        Err(Unprepared { reason, hopeless }) => {
+            let _ = log.write(format!("cluster: {reason}\n").as_bytes());
+            return failed(reason, hopeless);
         }
     };
     let (program, arguments) = match order.spec.entrypoint.split_first() {
@@ -177,6 +187,39 @@ fn run(task: &JobTask, tell: &Sender<News>, news: &Receiver<News>) -> JobStage {
     };
     let hopeless = error.starts_with("it took");
     JobStage::Ended { exit_code, started_ms, ended_ms: now_ms(), error, hopeless }
+}
+
+/// Fetches and builds on a thread of its own, so that it can be stopped meanwhile: the process ends then, with it.
+fn prepared(
+    task: &JobTask,
+    progress: &mut dyn FnMut(&str),
+    news: &Receiver<News>,
+) -> Result<job_env::Ready, Unprepared> {
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let lines = tell.clone();
+            let ready = job_env::prepare(task, &mut |what| drop(lines.send(Ok(what.to_owned()))));
+            let _ = tell.send(Err(Box::new(ready)));
+        });
+        loop {
+            match told.recv_timeout(LOOK) {
+                Ok(Ok(line)) => progress(&line),
+                Ok(Err(ready)) => return *ready,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let reason = "what prepares the job's environment failed".to_owned();
+                    return Err(Unprepared { reason, hopeless: false });
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if news.try_recv().is_ok() {
+                // The thread, and what it started, has nothing that anybody needs.
+                kill_descendants();
+                say(&failed("it was stopped before its program was started".to_owned(), true));
+                std::process::exit(0);
+            }
+        }
+    })
 }
 
 /// Waits for the end of the program, and brings it about if it is wanted. Why it was ended, if it was.

@@ -4,17 +4,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use cluster_packages::Chunks;
 use cluster_types::NodeToHead;
 use cluster_types::client_node::LogLine;
-use cluster_types::job::{JobFromNode, JobOrder, JobStage, LogOf, LogPiece, LogQuery};
+use cluster_types::job::{JobFromNode, JobOrder, JobStage, LogOf, LogPiece, LogQuery, RuntimeEnv};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use worker_core::Event;
 
+use crate::environments::{CHUNKS_DIR, Prepared, Unprepared, Workshop};
 use crate::event_loop::{Daemon, Handle};
 use crate::job_process::{JobTask, SUBCOMMAND, log_name};
+use crate::log_archive;
 use crate::log_files::{self, LogWriter};
+use crate::supervisor::ExecutorOrder;
 
 /// What the daemon wants of a job's process.
 #[derive(Clone, Copy, PartialEq)]
@@ -31,10 +35,14 @@ pub(crate) struct JobsHere {
     address: String,
     /// The node's interpreter.
     python: PathBuf,
+    /// Where logs of jobs are copied to; empty: nowhere.
+    archive: String,
     /// How to reach the process of each job.
     wishes: HashMap<String, mpsc::UnboundedSender<Wish>>,
     /// Who writes what executors print, by process.
     writers: HashMap<u32, LogWriter>,
+    /// Environments of executors that were made.
+    pub(crate) environments: HashMap<RuntimeEnv, Prepared>,
     /// What the loop's own task does; bounded by what the head asks.
     work: mpsc::UnboundedSender<Work>,
     to_do: Option<mpsc::UnboundedReceiver<Work>>,
@@ -44,6 +52,8 @@ pub(crate) struct JobsHere {
 pub(crate) enum Work {
     /// Run a job's process.
     Run(Box<JobTask>, mpsc::UnboundedReceiver<Wish>),
+    /// Make an environment, and start an executor in it.
+    Prepare { env: RuntimeEnv, order: Box<ExecutorOrder> },
     /// Read a piece of a log.
     Read { ask: u64, log: LogQuery, ended: bool },
 }
@@ -57,9 +67,11 @@ impl Default for JobsHere {
         JobsHere {
             dir: PathBuf::new(),
             address: String::new(),
+            archive: String::new(),
             python: "python3".into(),
             wishes: HashMap::new(),
             writers: HashMap::new(),
+            environments: HashMap::new(),
             work,
             to_do: Some(to_do),
         }
@@ -76,6 +88,9 @@ pub(crate) fn start(handle: &Handle) {
                 Work::Run(task, wished) => {
                     tokio::task::spawn_local(look_after(handle.clone(), task, wished));
                 }
+                Work::Prepare { env, order } => {
+                    tokio::task::spawn_local(start_when_prepared(handle.clone(), env, *order));
+                }
                 Work::Read { ask, log, ended } => {
                     tokio::task::spawn_local(answer(handle.clone(), ask, log, ended));
                 }
@@ -86,11 +101,17 @@ pub(crate) fn start(handle: &Handle) {
 
 impl JobsHere {
     /// Said once, before anything is run or kept.
-    pub(crate) fn set_up(&mut self, dir: &Path, address: &str, python: &Path) {
+    pub(crate) fn set_up(&mut self, dir: &Path, address: &str, python: &Path, archive: &str) {
         // The processes beside jobs have directories of their own.
         self.dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
         self.address = address.to_owned();
+        self.archive = archive.to_owned();
         self.python = crate::supervisor::find_program(python.to_path_buf());
+    }
+
+    /// Files that travel by content.
+    pub(crate) fn chunks(&self) -> Chunks {
+        Chunks::new(&self.dir.join(CHUNKS_DIR))
     }
 
     pub(crate) fn later(&self, work: Work) {
@@ -142,6 +163,7 @@ impl Daemon {
             env: env.into_iter().collect(),
             python: self.jobs.python.clone(),
             token: self.token.clone(),
+            archive: self.jobs.archive.clone(),
         });
         self.jobs.later(Work::Run(task, wished));
     }
@@ -155,19 +177,91 @@ impl Daemon {
 
     pub(crate) fn delete_job_logs(&self, job: &str) {
         let (dir, job) = (self.jobs.dir.clone(), job.to_owned());
+        let (archive, archived) = (self.jobs.archive.clone(), job.clone());
+        if !archive.is_empty() {
+            tokio::task::spawn_local(async move {
+                if let Err(error) = log_archive::delete(&archive, &archived).await {
+                    tracing::warn!(job = archived, %error, "its log stays in durable storage");
+                }
+            });
+        }
         tokio::task::spawn_blocking(move || {
             log_files::delete(&dir.join("logs"), &format!("job-{job}-"));
+            for entry in std::fs::read_dir(dir.join("jobs")).into_iter().flatten().flatten() {
+                let of_job =
+                    |name: &str| name.strip_prefix(job.as_str()).is_some_and(|rest| rest.starts_with('-'));
+                if entry.file_name().to_str().is_some_and(of_job) {
+                    let _ = std::fs::remove_dir_all(entry.path());
+                }
+            }
         });
     }
 }
 
+/// Executors of one environment wait for whichever makes it.
+async fn start_when_prepared(handle: Handle, env: RuntimeEnv, mut order: ExecutorOrder) {
+    let workshop = {
+        let daemon = handle.borrow();
+        let (dir, python) = (daemon.jobs.dir.clone(), daemon.jobs.python.clone());
+        Workshop { dir, python, token: daemon.token.clone() }
+    };
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let asked = env.clone();
+    let making = tokio::task::spawn_blocking(move || {
+        workshop.prepare(&asked, None, &mut |line| drop(tell.send(line.to_owned())))
+    });
+    while let Some(line) = told.recv().await {
+        let mut daemon = handle.borrow();
+        daemon.say_of_executor(order.executor, &line);
+        daemon.pump();
+    }
+    let made = making.await.unwrap_or_else(|error| {
+        Err(Unprepared { reason: format!("making it failed: {error}"), hopeless: false })
+    });
+    let mut daemon = handle.borrow();
+    match made {
+        Ok(made) => {
+            made.adopt(&mut order);
+            daemon.jobs.environments.insert(env, made);
+            daemon.supervisor.start(order);
+        }
+        Err(Unprepared { reason, .. }) => {
+            let cause = format!("its runtime environment cannot be had: {reason}");
+            daemon.supervisor.refuse(order.executor, cause);
+        }
+    }
+    daemon.pump();
+}
+
 async fn answer(handle: Handle, ask: u64, log: LogQuery, ended: bool) {
     let dir = handle.borrow().jobs.dir.join("logs");
-    let read = tokio::task::spawn_blocking(move || read_log(&dir, &log, ended)).await;
-    let reply = read.unwrap_or_else(|error| Err(format!("the log could not be read: {error}")));
+    let archive = handle.borrow().jobs.archive.clone();
+    let reply = match &log.of {
+        LogOf::Job(job, attempt) if log.lost => {
+            read_archive(&archive, &log_name(job, attempt.unwrap_or(1)), log.from).await
+        }
+        _ => {
+            let read = tokio::task::spawn_blocking(move || read_log(&dir, &log, ended)).await;
+            read.unwrap_or_else(|error| Err(format!("the log could not be read: {error}")))
+        }
+    };
     let mut daemon = handle.borrow();
     daemon.tell_head(NodeToHead::Jobs(JobFromNode::LogRead { ask, reply }));
     daemon.pump();
+}
+
+/// The node that had it is gone.
+async fn read_archive(archive: &str, name: &str, from: i64) -> Result<LogPiece, String> {
+    if archive.is_empty() {
+        return Err(
+            "the log was on a node that is not part of the cluster any more; nodes that are started with \
+                    --durable copy logs of jobs there"
+                .to_owned(),
+        );
+    }
+    let piece = log_archive::read(archive, name, from).await;
+    let piece = piece.map_err(|error| format!("the log cannot be read from {archive}: {error}"))?;
+    piece.ok_or_else(|| format!("its node is gone, and had not copied anything of its log to {archive}"))
 }
 
 fn read_log(dir: &Path, log: &LogQuery, ended: bool) -> Result<LogPiece, String> {

@@ -13,6 +13,8 @@
 //! | `store_host` | segments, spill files, the data port |
 //! | [`supervisor`], `executors` | processes; what the core knows of them |
 //! | `jobs`, `job_process`, `job_env` | submitted programs: the process beside each, what it finds around it |
+//! | `environments`, `packages` | what runtime environments need: files, interpreters |
+//! | `log_archive` | logs of jobs in durable storage |
 //! | `log_files` | what executors and jobs print, on disk |
 //! | `devices`, `memory_monitor` | what this machine has, and how much of its memory is used |
 
@@ -21,6 +23,7 @@ mod clients;
 pub mod config;
 pub mod daemon;
 mod devices;
+mod environments;
 mod event_loop;
 mod executors;
 mod gateway;
@@ -29,10 +32,12 @@ mod head_side;
 mod job_env;
 mod job_process;
 mod jobs;
+mod log_archive;
 mod log_files;
 mod memory_monitor;
 mod orphans;
 mod outbox;
+mod packages;
 mod programs;
 mod sockets;
 mod store_host;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::units::{
     Resources, parse_amount, parse_bytes, parse_label, parse_resources, parse_share, parse_time,
+    parse_variable,
 };
 
 /// Run Python functions on every core, GPU and machine you have: start a cluster, look at it, end it.
@@ -96,6 +97,7 @@ Examples:
 Examples:
   cluster submit -- python -c 'print(42)'
   cluster submit --name nightly --retries 2 --timeout 2h --num-cpus 1 -- python train.py --epochs 3
+  cluster submit --working-dir . --requirements requirements.txt -- python train.py
   cluster submit --wait --env MODE=test -- ./measure.sh
 
 It runs on a node with room, in a directory of its own there, with CLUSTER_ADDRESS and CLUSTER_TOKEN set.")]
@@ -158,6 +160,9 @@ Examples:
     /// The process beside a submitted job.
     #[command(hide = true)]
     JobProcess,
+    /// Makes a runtime environment of files ready to travel: JSON on standard input, JSON on standard output.
+    #[command(hide = true)]
+    Pack(PackArgs),
     /// A cluster of one process for one driver. It ends when its standard input does; one line of JSON on its standard
     /// output says that it is ready. The token, if one is wanted, is in CLUSTER_TOKEN.
     #[command(hide = true)]
@@ -335,8 +340,24 @@ pub struct ProgramArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Set in the program's environment; may be given many times
-    #[arg(long = "env", value_name = "KEY=VALUE", value_parser = parse_label)]
+    #[arg(long = "env", value_name = "KEY=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
+    /// A directory whose files it is started among, without what .gitignore excludes; what the cluster has of it is not
+    /// sent again
+    #[arg(long, value_name = "DIR")]
+    pub working_dir: Option<PathBuf>,
+    /// Directories of Python modules for its path; may be given many times
+    #[arg(long = "py-module", value_name = "PATH")]
+    pub py_modules: Vec<PathBuf>,
+    /// What to install for it with uv: a requirements file, or a requirement like numpy>=2; may be given many times
+    #[arg(long, value_name = "FILE")]
+    pub requirements: Vec<String>,
+    /// A module that its executors have imported when they start; may be given many times
+    #[arg(long = "preload", value_name = "MODULE")]
+    pub preload: Vec<String>,
+    /// The Python interpreter on the nodes that runs it [default: the nodes' own]
+    #[arg(long, value_name = "PATH")]
+    pub executable: Option<String>,
     /// Cores for the program itself; what its tasks need is booked apart [default: 0]
     #[arg(long, value_name = "N", value_parser = parse_amount, allow_negative_numbers = true)]
     pub num_cpus: Option<f64>,
@@ -356,7 +377,7 @@ pub struct ProgramArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timeout: Option<Duration>,
     /// Something to find it by; may be given many times
-    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
+    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_variable)]
     pub metadata: Vec<(String, String)>,
     #[command(flatten)]
     pub ask: AskArgs,
@@ -366,10 +387,22 @@ pub struct ProgramArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct PackArgs {
+    /// Copy files there, instead of sending them to a gateway
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
 pub struct SubmitArgs {
     /// Wait until it has ended, and end with its exit code
     #[arg(long)]
     pub wait: bool,
+    /// Only say that it is submitted, which is the default
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
     #[command(flatten)]
     pub program: ProgramArgs,
 }

@@ -106,6 +106,21 @@ pub fn other_answer() -> CliError {
 
 /// The answer, and who gave it.
 pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliError> {
+    let (addresses, token) = heads_and_token(args)?;
+    let runtime = runtime()?;
+    let reply = runtime.block_on(ask_heads(&addresses, &token, &query));
+    // A resolver that hangs must not hold up the sentence about it.
+    runtime.shutdown_background();
+    reply
+}
+
+pub fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().map_err(CliError::io("start the event loop"))
+}
+
+/// Where the cluster's heads are, with commas between, and what they ask for.
+pub fn heads_and_token(args: &AskArgs) -> Result<(String, String), CliError> {
     let config = AskConfig::new(args)?;
     let here = config.dir.heads();
     let addresses = match &config.address {
@@ -126,14 +141,7 @@ pub fn ask(args: &AskArgs, query: Query) -> Result<(String, QueryReply), CliErro
         },
     };
     let token = find_token(&config.dir, config.token_file.as_deref())?.unwrap_or_default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::io("start the event loop"))?;
-    let reply = runtime.block_on(ask_heads(&addresses, &token, &query));
-    // A resolver that hangs must not hold up the sentence about it.
-    runtime.shutdown_background();
-    reply
+    Ok((addresses, token))
 }
 
 /// Asks one head after the other until one that leads answers.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster_types::JobId;
-use cluster_types::job::{JobSpec, JobState, JobView, LogOf, RuntimeEnv};
+use cluster_types::job::{JobSpec, JobState, JobView, LogOf};
 use cluster_types::query::{Query, QueryReply};
 
 use crate::args::{AskArgs, JobArgs, JobsArgs, ProgramArgs, SubmitArgs};
@@ -142,7 +142,7 @@ fn send(args: &ProgramArgs) -> Result<(JobView, String), CliError> {
     let spec = JobSpec {
         name: args.name.clone().unwrap_or_default(),
         entrypoint: args.entrypoint.clone(),
-        runtime_env: RuntimeEnv { env_vars: args.env.iter().cloned().collect(), ..RuntimeEnv::default() },
+        runtime_env: crate::environment::of_job(args)?,
         resources,
         retries: args.retries,
         timeout_ms: args.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
@@ -205,10 +205,11 @@ fn describe(view: &JobView) -> String {
             let seconds = tried.ended_ms.saturating_sub(tried.started_ms) as f64 / 1000.0;
             text += &format!(", {seconds:.1} s");
         }
-        match (tried.exit_code, tried.error.is_empty()) {
-            (Some(code), true) => text += &format!(", exit code {code}"),
-            (_, false) => text += &format!(": {}", tried.error),
-            _ => {}
+        if let Some(code) = tried.exit_code {
+            text += &format!(", exit code {code}");
+        }
+        if !tried.error.is_empty() {
+            text += &format!(": {}", tried.error);
         }
         text.push('\n');
     }

@@ -57,13 +57,13 @@ impl Follower {
     }
 
     fn first(&mut self, args: &AskArgs) -> Result<(), CliError> {
-        let log = LogQuery { of: self.of.clone(), from: self.from, max: 0 };
+        let log = LogQuery { of: self.of.clone(), from: self.from, ..LogQuery::default() };
         self.take(ask(args, Query::Log(log))?.1).map(|_| ())
     }
 
     /// Shows what there is from here on. Whether there was something.
     pub fn step(&mut self, args: &AskArgs) -> Result<bool, CliError> {
-        let log = LogQuery { of: self.of.clone(), from: self.from, max: 0 };
+        let log = LogQuery { of: self.of.clone(), from: self.from, ..LogQuery::default() };
         let reply = patiently(|| ask(args, Query::Log(log.clone())))?.1;
         self.take(reply)
     }

@@ -7,6 +7,7 @@
 //! | `up`, `down` | the daemons of this machine |
 //! | `drain` | a node that is to leave |
 //! | `ask`, `views`, `table` | questions to a cluster, and their answers for people and programs |
+//! | `environment` | what a job's program is to find around it, sent to where it is fetched from |
 //! | `jobs`, `logs` | programs that the cluster runs by itself; what anything printed |
 //! | `daemons` | what the hidden subcommands run |
 //! | `run_dir`, `process` | the directory of a cluster on this machine; its processes |
@@ -19,6 +20,7 @@ mod daemon_log;
 mod daemons;
 mod down;
 mod drain;
+mod environment;
 mod error;
 mod jobs;
 mod logs;
@@ -72,6 +74,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Delete(args) => jobs::delete(&args),
         Command::Logs(args) => logs::run(&args),
         Command::JobProcess => worker_node::run_job_process().map_err(CliError::io("run a job")),
+        Command::Pack(args) => environment::pack_for(&args),
         Command::Launcher => {
             worker_node::supervisor::launch_programs().map_err(CliError::io("start programs"))
         }

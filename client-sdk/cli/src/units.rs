@@ -101,6 +101,11 @@ pub fn check_resources(resources: Resources) -> Result<Resources, String> {
     Ok(resources)
 }
 
+/// `MODE=test`.
+pub fn parse_variable(text: &str) -> Result<(String, String), String> {
+    parse_label(text).map_err(|_| format!("`{text}` sets nothing: write key=value"))
+}
+
 /// `zone=west`.
 pub fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
-from . import _calls, _native, _state, _strategies, _streams
+from . import _calls, _environments, _native, _state, _strategies, _streams
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import STREAM_BYTES, ActorOptions, MethodOptions
 from .exceptions import ClusterClosedError, ConnectionLostError, PendingCallsLimitExceeded, _ActorExit
@@ -544,7 +544,7 @@ class ActorClass(Generic[P, T]):
             num_returns=1,
             max_retries=options.max_restarts,
             retry_exceptions=b"",
-            env_vars=dict(options.runtime_env.get("env_vars", {})),
+            env_vars=_environments.variables(options.runtime_env),
             strategy=_strategies.native(options.scheduling_strategy, _state.captured),
             parameters=_calls.parameters(signature),
             complain=functools.partial(_calls.complain, signature, about.class_name),

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from . import _logs, _native, _options, _state
+from . import _environments, _logs, _native, _options, _state
 from ._embedded import Embedded
 from ._native import ObjectRef, ObjectRefGenerator
 from .exceptions import ClusterConnectionError, ConnectionRefusedByClusterError, ForkedError, GetTimeoutError
@@ -73,12 +73,13 @@ def init(
             else _options.amount("object_store_memory", object_store_memory),
             "durable": durable,
         }
-        info = _job_info(namespace, _options.runtime_env("runtime_env", runtime_env), log_to_driver)
+        around = _options.runtime_env("runtime_env", runtime_env)
         if address is None:
             address = os.environ.get("CLUSTER_ADDRESS") or None
         if address == "local" or address is None:
             embedded = Embedded(offer)
             try:
+                info = _job_info(namespace, around, log_to_driver, embedded.address)
                 client = _native.Client.driver(embedded.token, info, socket=embedded.socket)
             except BaseException:
                 embedded.end()
@@ -90,14 +91,23 @@ def init(
                 raise ValueError(
                     f"{given[0]} is for a cluster of this program's own; the one at {address} has its own resources"
                 )
-            client = _connect(address, info)
+            client = _connect(address, _job_info(namespace, around, log_to_driver, address))
             _state.address = address
         _state.client = client
         _state.generation += 1
         _state.printer = _logs.Printer(client)
 
 
-def _job_info(namespace: str | None, runtime_env: Mapping[str, Any], log_to_driver: bool) -> dict[str, Any]:
+def _files_at(address: str) -> tuple[str, ...]:
+    """Where the files of a runtime environment are brought for the cluster at this address."""
+    if address == "auto":
+        address = _here(_run_dir()).get("address") or ""
+    return _environments.place(address)
+
+
+def _job_info(
+    namespace: str | None, runtime_env: Mapping[str, Any], log_to_driver: bool, address: str
+) -> dict[str, Any]:
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None) or (sys.argv[0] if sys.argv else "")
     return {
@@ -106,7 +116,7 @@ def _job_info(namespace: str | None, runtime_env: Mapping[str, Any], log_to_driv
         "python": sys.executable,
         "sys_path": [os.path.abspath(entry or os.getcwd()) for entry in sys.path],
         "working_dir": os.getcwd(),
-        "env_vars": {**runtime_env.get("env_vars", {}), **_state.job_env},
+        "env_vars": {**_environments.variables(runtime_env, _files_at(address)), **_state.job_env},
         "log_to_driver": log_to_driver,
         "namespace": namespace or "",
     }

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from . import _strategies
+from . import _environments, _strategies
 
 if TYPE_CHECKING:
     from ._strategies import SchedulingStrategy
 
-_RUNTIME_ENV = {"env_vars"}
 
 STREAM_BYTES = 256 << 20
 """A task that yields may be so many bytes ahead of who takes its items, unless told."""
@@ -410,20 +409,8 @@ def _groups(key: str, value: Any) -> dict[str, int]:
 
 
 def runtime_env(key: str, value: Any) -> dict[str, Any]:
-    """An environment; variables, so far."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(f'{key} is {value!r}; it must be a dict like {{"env_vars": {{"NAME": "value"}}}}')
-    for name in value:
-        if name not in _RUNTIME_ENV:
-            raise ValueError(f"{key} has the key {name!r}; there is {', '.join(sorted(_RUNTIME_ENV))}")
-    variables = value.get("env_vars") or {}
-    if not isinstance(variables, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, str) for k, v in variables.items()
-    ):
-        raise TypeError(f"{key}['env_vars'] is {variables!r}; it must map strings to strings")
-    return {"env_vars": dict(variables)}
+    """An environment: see `_environments`."""
+    return _environments.checked(key, value)
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

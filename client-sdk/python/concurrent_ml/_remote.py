@@ -19,7 +19,7 @@ from typing import (
     overload,
 )
 
-from . import _calls, _native, _state, _strategies, _streams
+from . import _calls, _environments, _native, _state, _strategies, _streams
 from ._actor import Actor, ActorClass, TypedActorClass
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import ActorOptions, Options
@@ -161,7 +161,7 @@ class RemoteFunction(Generic[P, R]):
                 num_returns=num_returns,
                 max_retries=options.max_retries,
                 retry_exceptions=_calls.retry_bytes(options.retry_exceptions),
-                env_vars=dict(options.runtime_env.get("env_vars", {})),
+                env_vars=_environments.variables(options.runtime_env),
                 strategy=_strategies.native(options.scheduling_strategy, captured),
                 timeout=options.timeout,
                 stream=stream,

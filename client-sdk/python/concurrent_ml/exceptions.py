@@ -73,6 +73,10 @@ class TaskCancelledError(ClusterError):
     """The task was cancelled: by whom, and why."""
 
 
+class RuntimeEnvError(ClusterError):
+    """A `runtime_env` cannot be had: files that cannot be sent, requirements that do not resolve."""
+
+
 class ActorError(ClusterError):
     """An actor that was called cannot answer."""
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _calls, _native, _state, _strategies, _streams
+from . import _calls, _environments, _native, _state, _strategies, _streams
 from ._native import ObjectRef
 from ._options import ActorOptions, Options
 
@@ -123,7 +123,7 @@ class RustFunction:
             num_returns=num_returns,
             max_retries=options.max_retries,
             retry_exceptions=marker + name.encode(),
-            env_vars={**options.runtime_env.get("env_vars", {}), **env},
+            env_vars={**_environments.variables(options.runtime_env), **env},
             strategy=_strategies.native(options.scheduling_strategy, _state.captured),
             timeout=options.timeout,
             stream=stream,
@@ -159,7 +159,7 @@ class RustActorClass:
             num_returns=1,
             max_retries=options.max_restarts,
             retry_exceptions=b"N" + self._name.encode(),
-            env_vars={**options.runtime_env.get("env_vars", {}), **env},
+            env_vars={**_environments.variables(options.runtime_env), **env},
             strategy=_strategies.native(options.scheduling_strategy, _state.captured),
             parameters=None,
             complain=_nothing_to_say,

@@ -22,7 +22,7 @@ from concurrent_ml._options import Options
         ({"num_returns": "two"}, ValueError, "num_returns"),
         ({"max_retries": -2}, ValueError, "max_retries"),
         ({"retry_exceptions": ["OSError"]}, TypeError, "classes"),
-        ({"runtime_env": {"pip": ["x"]}}, ValueError, "'pip'.*env_vars"),
+        ({"runtime_env": {"conda": ["x"]}}, ValueError, "'conda'.*env_vars"),
         ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "strings"),
         ({"name": 5}, TypeError, "string"),
         ({"scheduling_strategy": "NEAR"}, ValueError, "SPREAD"),

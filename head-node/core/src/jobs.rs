@@ -194,9 +194,17 @@ impl Head {
     fn forget_job(&mut self, view: &JobView) {
         self.submitted.all.remove(&view.job);
         self.out.push(Effect::Persist(Record::JobGone(view.job.clone())));
-        for attempt in &view.attempts {
-            let node = attempt.node.parse().ok().and_then(|id| self.nodes.find(id));
-            if let Some(node) = node {
+        // Of those whose node is gone some other deletes what is in durable storage.
+        let mut nodes: Vec<NodeIx> = view
+            .attempts
+            .iter()
+            .filter_map(|attempt| self.nodes.find(attempt.node.parse().ok()?))
+            .chain(self.nodes.alive().first().copied())
+            .collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        if !view.attempts.is_empty() {
+            for node in nodes {
                 self.send(node, HeadToNode::Jobs(JobToNode::DeleteLogs { job: view.job.clone() }));
             }
         }

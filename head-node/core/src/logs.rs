@@ -72,7 +72,9 @@ impl Head {
             LogOf::Job(text, attempt) => {
                 let view = self.submitted.find(text)?;
                 *text = view.job.clone();
-                self.node_with_job(view, attempt)
+                let (node, lost) = self.node_with_job(view, attempt)?;
+                log.lost = lost;
+                Ok(node)
             }
             LogOf::Node(text) => self.node_named(text).map(Some),
             LogOf::Task(text) => {
@@ -99,7 +101,12 @@ impl Head {
         }
     }
 
-    fn node_with_job(&self, view: &JobView, attempt: &mut Option<u32>) -> Result<Option<NodeIx>, String> {
+    /// And whether that one is to look into durable storage.
+    fn node_with_job(
+        &self,
+        view: &JobView,
+        attempt: &mut Option<u32>,
+    ) -> Result<(Option<NodeIx>, bool), String> {
         let tried = match attempt {
             None => view.attempts.last(),
             Some(wanted) => {
@@ -109,10 +116,13 @@ impl Head {
                 })?)
             }
         };
-        let Some(tried) = tried else { return Ok(None) };
+        let Some(tried) = tried else { return Ok((None, false)) };
         *attempt = Some(tried.number);
-        let node = tried.node.parse().ok().and_then(|id| self.nodes.find(id));
-        node.map(Some).ok_or_else(|| {
+        if let Some(node) = tried.node.parse().ok().and_then(|id| self.nodes.find(id)) {
+            return Ok((Some(node), false));
+        }
+        let other = self.nodes.alive().first().copied();
+        other.map(|other| (Some(other), true)).ok_or_else(|| {
             format!(
                 "the log of job {}, attempt {}, was on node {}, which is not part of the cluster any more",
                 view.job, tried.number, tried.hostname

@@ -29,6 +29,9 @@ pub struct RuntimeEnv {
     pub executable: Option<String>,
 }
 
+/// The variable in which executors and jobs find their [`RuntimeEnv`], as JSON: what they submit has it too.
+pub const RUNTIME_ENV: &str = "CLUSTER_RUNTIME_ENV";
+
 impl RuntimeEnv {
     /// Whether something has to be fetched or built before the program starts.
     pub fn is_prepared(&self) -> bool {
@@ -46,6 +49,9 @@ pub struct Package {
     pub at: String,
     /// Bytes of all its files.
     pub bytes: u64,
+    /// What its directory is called where it is a module itself; empty: what it holds are modules.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
 }
 
 /// What somebody wants to be run.
@@ -292,6 +298,8 @@ pub struct LogQuery {
     pub from: i64,
     /// Bytes at most.
     pub max: u32,
+    /// The node that wrote it is gone: what was copied to durable storage. Set by the head.
+    pub lost: bool,
 }
 
 /// Whose lines.

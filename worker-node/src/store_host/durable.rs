@@ -72,6 +72,35 @@ pub fn check_durable_url(url: &str) -> Result<(), String> {
     Place::parse(url).map(drop)
 }
 
+/// The storage at this URL, and where in it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn open_storage(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), String> {
+    Ok(match Place::parse(url)? {
+        Place::Directory(dir) => {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|error| format!("cannot make directory {}: {error}", dir.display()))?;
+            let store = LocalFileSystem::new_with_prefix(&dir).map_err(|error| explain(&error))?;
+            (Arc::new(store.with_fsync(true)), Path::default())
+        }
+        Place::Bucket(url) => {
+            let prefix = url.trim_start_matches("s3://").split_once('/').map_or("", |(_, path)| path);
+            let retry = RetryConfig { max_retries: 5, retry_timeout: PATIENCE, ..RetryConfig::default() };
+            let mut builder = AmazonS3Builder::from_env().with_url(&url).with_retry(retry);
+            let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+            if let Some(endpoint) = endpoint.iter().find_map(|name| std::env::var(name).ok()) {
+                builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
+            }
+            let store = builder.build().map_err(|error| explain(&error))?;
+            (Arc::new(store), Path::parse(prefix).map_err(|error| explain(&error))?)
+        }
+    })
+}
+
 /// An open storage.
 struct Open {
     store: Arc<dyn ObjectStore>,
@@ -103,29 +132,7 @@ impl Durable {
         if let Some(open) = &*open {
             return Ok(open.clone());
         }
-        let (store, prefix): (Arc<dyn ObjectStore>, Path) = match Place::parse(&self.url)? {
-            Place::Directory(dir) => {
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&dir)
-                    .map_err(|error| format!("cannot make directory {}: {error}", dir.display()))?;
-                let store = LocalFileSystem::new_with_prefix(&dir).map_err(|error| explain(&error))?;
-                (Arc::new(store.with_fsync(true)), Path::default())
-            }
-            Place::Bucket(url) => {
-                let prefix = url.trim_start_matches("s3://").split_once('/').map_or("", |(_, path)| path);
-                let retry = RetryConfig { max_retries: 5, retry_timeout: PATIENCE, ..RetryConfig::default() };
-                let mut builder = AmazonS3Builder::from_env().with_url(&url).with_retry(retry);
-                let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-                if let Some(endpoint) = endpoint.iter().find_map(|name| std::env::var(name).ok()) {
-                    builder =
-                        builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
-                }
-                let store = builder.build().map_err(|error| explain(&error))?;
-                (Arc::new(store), Path::parse(prefix).map_err(|error| explain(&error))?)
-            }
-        };
+        let (store, prefix) = open_storage(&self.url)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

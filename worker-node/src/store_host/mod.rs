@@ -27,6 +27,7 @@ use worker_core::{Effect, Event, ServeFrom};
 
 use durable::Durable;
 pub use durable::check_durable_url;
+pub(crate) use durable::open_storage;
 use own::OwnMemory;
 use segments::Segments;
 pub(crate) use serving::Range;

@@ -86,6 +86,8 @@ pub struct ExecutorOrder {
     pub sys_path: Vec<String>,
     /// The page it shares with the daemon.
     pub page: OwnedFd,
+    /// Modules that it has imported when it starts, beside those that all have.
+    pub preload: Vec<String>,
     /// What it runs instead of Python: a user's own program, which does as executors do.
     pub program: Option<PathBuf>,
 }
@@ -186,7 +188,7 @@ impl Supervisor {
 
     /// How far the interpreter for a job is; starts it if need be.
     pub fn interpreter(&self, python: &str) -> watch::Receiver<Interpreter> {
-        let environment = self.inner.borrow().environment(python);
+        let environment = self.inner.borrow().environment(python, &[]);
         match self.zygote(&environment) {
             Ok(()) => self.inner.borrow().zygotes[&environment].state.subscribe(),
             Err(reason) => watch::channel(Interpreter::Failed(reason)).1,
@@ -195,7 +197,7 @@ impl Supervisor {
 
     /// Which interpreter runs a job that names this one.
     pub fn resolve(&self, python: &str) -> PathBuf {
-        self.inner.borrow().environment(python).python
+        self.inner.borrow().environment(python, &[]).python
     }
 
     /// Whether a job names just the interpreter that this daemon runs by default.
@@ -227,7 +229,7 @@ impl Supervisor {
 
     fn try_start(&self, order: ExecutorOrder) -> Result<(), String> {
         let environment = match order.program {
-            None => self.inner.borrow().environment(&order.python),
+            None => self.inner.borrow().environment(&order.python, &order.preload),
             Some(_) => self.inner.borrow().launcher()?,
         };
         self.zygote(&environment)?;
@@ -412,11 +414,12 @@ async fn finish(inner: Weak<RefCell<Inner>>, executor: u32, what: String) {
 }
 
 impl Inner {
-    fn environment(&self, python: &str) -> Environment {
+    fn environment(&self, python: &str, more: &[String]) -> Environment {
         let (theirs, ours) = (Path::new(python), self.config.python.as_path());
         let use_theirs = theirs.is_absolute() && !same_interpreter(ours, theirs) && theirs.exists();
         let python = if use_theirs { theirs } else { ours };
-        let (arguments, preload) = (self.config.arguments.clone(), self.config.preload.clone());
+        let (arguments, mut preload) = (self.config.arguments.clone(), self.config.preload.clone());
+        preload.extend(more.iter().filter(|module| !self.config.preload.contains(*module)).cloned());
         Environment { python: python.to_path_buf(), arguments, preload }
     }
 

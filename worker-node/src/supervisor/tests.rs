@@ -43,6 +43,7 @@ fn order(executor: u32, what: &str) -> ExecutorOrder {
         cwd: "/".to_owned(),
         sys_path: vec!["/the/driver's".to_owned()],
         page,
+        preload: Vec::new(),
         program: None,
     }
 }

@@ -1,6 +1,8 @@
 //! Submitted jobs, as the head sees them.
 
-use cluster_types::job::{JobFromNode, JobOrder, JobSpec, JobStage, JobState, JobToNode, JobView};
+use cluster_types::job::{
+    JobFromNode, JobOrder, JobSpec, JobStage, JobState, JobToNode, JobView, LogOf, LogQuery,
+};
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{HeadToNode, NodeToHead, Resources, Span, Term};
 
@@ -146,6 +148,29 @@ fn a_job_that_fails_or_whose_node_is_lost_is_tried_again_as_often_as_asked() {
     say(&mut scene, other, &order, ended(3));
     let end = view(&mut scene, ONE);
     assert_eq!((end.state, end.attempts.len()), (JobState::Failed, 3));
+}
+
+#[test]
+fn the_log_of_a_job_whose_node_is_gone_is_asked_of_another_from_durable_storage() {
+    let mut scene = Scene::cluster(&[1, 1]);
+    submit(&mut scene, ONE, spec(1.0, 0)).unwrap();
+    let at = (1..=2).find(|n| !told(&mut scene, *n).is_empty()).expect("it is started");
+    let read = |scene: &mut Scene| {
+        let of = LogOf::Job(ONE.to_owned(), None);
+        scene.event(Event::Query { number: 8, query: Query::Log(LogQuery { of, ..LogQuery::default() }) });
+    };
+    let asked = |scene: &mut Scene, n: u64| match told(scene, n).pop() {
+        Some(JobToNode::ReadLog { log, .. }) => log,
+        other => panic!("{other:?}"),
+    };
+    read(&mut scene);
+    assert!(!asked(&mut scene, at).lost);
+    scene.disconnect(at);
+    scene.incarnations.remove(&node(at));
+    scene.pass(Span::secs(10));
+    read(&mut scene);
+    let log = asked(&mut scene, 3 - at);
+    assert_eq!((log.of, log.lost), (LogOf::Job(ONE.to_owned(), Some(1)), true));
 }
 
 #[test]
