@@ -10,6 +10,7 @@ use cluster_types::Span;
 use head_core::HeadConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -57,8 +58,11 @@ pub async fn serve<C: Core>(
     ready();
 
     let (door, seen) = watch::channel(Door::StandsBy(leadership.position()));
-    let service = HeadServer::new(HeadService::new(seen, config.outbox_limit))
-        .max_decoding_message_size(MAX_GRPC_MESSAGE);
+    let service = HeadService::new(seen, config.outbox_limit);
+    let pages = crate::http::router(service.clone(), &config.token);
+    let service = HeadServer::new(service).max_decoding_message_size(MAX_GRPC_MESSAGE);
+    let service = InterceptedService::new(service, CheckToken::new(&config.token));
+    let routes = Routes::from(pages).add_service(service);
     let (stop, stopped) = oneshot::channel::<()>();
     let window = u32::try_from(8 * MAX_GRPC_PAYLOAD).unwrap_or(u32::MAX);
     let server = Server::builder()
@@ -67,7 +71,8 @@ pub async fn serve<C: Core>(
         // A machine that vanished without a word is noticed even if nothing is to be sent to it.
         .http2_keepalive_interval(Some(config.loss_timeout))
         .http2_keepalive_timeout(Some(config.loss_timeout))
-        .add_service(InterceptedService::new(service, CheckToken::new(&config.token)))
+        .accept_http1(true)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(Incoming::new(listener, Patience::default()), async {
             let _ = stopped.await;
         });

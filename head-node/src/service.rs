@@ -72,6 +72,11 @@ impl HeadService {
         }
     }
 
+    /// For those who do not speak gRPC.
+    pub(crate) async fn question(&self, query: Query) -> Result<Result<QueryReply, String>, Status> {
+        self.ask(|answer| Input::Ask { query, answer }).await
+    }
+
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
         let stopping = || Status::unavailable("the head is stopping");

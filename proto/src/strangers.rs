@@ -62,7 +62,7 @@ pub struct Caller {
 
 impl Caller {
     /// It has shown the token.
-    pub(crate) fn is_known(&self) {
+    pub fn is_known(&self) {
         self.known.store(true, Ordering::Relaxed);
     }
 }

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import disks, failures, heads
+from benchmarks import disks, failures, heads, jobs
 from testkit import Host, Network, Role
 
 Figures = dict[str, float]
@@ -333,6 +333,9 @@ MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[], Figures]]] = [
     ((heads.HEAD_RESTART,), heads.head_restart),
     ((heads.FAILOVER,), heads.failover),
     ((disks.SPILLING, disks.RESTORING), disks.spilling),
+    ((jobs.SUBMIT,), jobs.submit),
+    ((jobs.SENT_AGAIN,), jobs.sent_again),
+    ((jobs.FIRST_OF_ENVIRONMENT, jobs.IN_ENVIRONMENT), jobs.environments),
     (
         (
             "Rust: no-op tasks from one client",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from benchmarks.disks import RESTORING, SPILLING
 from benchmarks.failures import EXECUTOR, NODE_GONE, NODE_SILENT
 from benchmarks.heads import FAILOVER, HEAD_RESTART
+from benchmarks.jobs import FIRST_OF_ENVIRONMENT, IN_ENVIRONMENT, SENT_AGAIN, SUBMIT
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ ALONE = (
     Row(FAILOVER, "s", at_most=5, lower_is_better=True),
     Row(SPILLING, "×", at_least=0.7),
     Row(RESTORING, "×", at_least=0.7),
+    Row(SUBMIT, "ms", at_most=150, lower_is_better=True),
+    Row(SENT_AGAIN, "s", at_most=2, lower_is_better=True),
+    Row(FIRST_OF_ENVIRONMENT, "s", at_most=3, lower_is_better=True),
+    Row(IN_ENVIRONMENT, "ms", at_most=5, lower_is_better=True),
     Row("Rust: no-op tasks from one client", "/s", at_least=100_000),
     Row("Rust: a no-op task, sync", "µs", at_most=120, lower_is_better=True),
     Row("Rust: get of an 800 MB ndarray on its node", "ms", at_most=1, lower_is_better=True),

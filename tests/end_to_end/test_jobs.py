@@ -1,9 +1,12 @@
 """Programs that the cluster runs by itself: `cluster submit` and what belongs to it."""
 
 import json
+import re
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ class Cluster:
         self.machine = machine
         ports = ["--port", "0", "--data-port", "0", "--gateway-port", "0"]
         up = json.loads(machine.cluster("up", *ports, "--num-cpus", "2", "--json").stdout)
+        machine.environment["CLUSTER_ADDRESS"] = up["address"]
         self.port = str(up["address"].rpartition(":")[2])
         self.directory = Path(machine.environment["CLUSTER_DIR"])
 
@@ -215,7 +219,7 @@ speaker = Speaker.options(name="speaker", lifetime="detached").remote()
 cml.get(speaker.speak.remote("from the actor"))
 """)
     tasks = json.loads(cluster("list", "tasks", "--json").stdout)
-    [first] = [task["task"] for task in tasks if task["name"] == "first"]
+    [first] = [task["id"] for task in tasks if task["name"] == "first"]
     wait_until(lambda: cluster("logs", "--task", first).stdout == "from the first\n", 10, "it is kept")
     wait_until(lambda: "from the actor\n" in cluster("logs", "--actor", "speaker").stdout, 10, "it is kept")
     [node] = json.loads(cluster("list", "nodes", "--json").stdout)
@@ -263,3 +267,84 @@ def test_a_job_whose_node_dies_is_tried_again_elsewhere_or_has_failed(net: Netwo
     assert len({tried["node"] for tried in job(again)["attempts"]}) == 2
     assert a.cluster("logs", again).stdout == "second\n"
     assert "not part of the cluster any more" in a.cluster("logs", once, check=False).stderr
+
+
+def test_the_log_of_a_job_whose_node_dies_is_read_from_durable_storage(net: Network, tmp_path: Path):
+    a, b = net.host("a"), net.host("b")
+    shared = f"file://{tmp_path}/shared"
+    a.cluster_up(num_cpus=0, durable=shared)
+    b.cluster_join(a, num_cpus=1, durable=shared)
+    words = ["--num-cpus", "1", "--", "sh", "-c", "echo one; echo two; sleep 1000"]
+    job = json.loads(a.cluster("submit", "--json", *words).stdout)["job"]
+    logs = Path(tmp_path, "shared", "logs", f"job-{job}-1")
+    wait_until(lambda: logs.exists() and any(logs.iterdir()), 20, "it is copied")
+    b.kill_everything()
+    wait_until(
+        lambda: json.loads(a.cluster("job", job, "--json").stdout)["state"] == "failed", 30, "it has failed"
+    )
+    assert a.cluster("logs", job).stdout == "one\ntwo\n"
+    assert a.cluster("logs", job, "--tail", "1").stdout == "two\n"
+    a.cluster("delete", job)
+    wait_until(lambda: not any(logs.iterdir()) if logs.exists() else True, 10, "it is deleted there")
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.mark.parametrize("guide", ["jobs.md", "logs.md", "runtime-environments.md"])
+def test_the_commands_of_the_guides_run_as_written(cluster: Cluster, guide: str, tmp_path: Path):
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (DOCS / guide).read_text(), re.DOTALL)
+    assert blocks
+    for language, text in blocks:
+        program = ["sh", "-e", "-c", text] if language == "sh" else ["python", "-c", text]
+        done = subprocess.run(
+            program,
+            env=cluster.machine.environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_jobs_over_http(cluster: Cluster):
+    token = (cluster.directory / "token").read_text().strip()
+    base = f"http://{cluster.machine.environment['CLUSTER_ADDRESS']}"
+
+    def ask(method: str, path: str, body: Any = None, given: str = token) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {given}"}
+        request = urllib.request.Request(base + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    code, made = ask("POST", "/api/v1/jobs", {"entrypoint": ["sh", "-c", "echo hello"], "name": "greet"})
+    assert (code, made["spec"]["submitter"]) == (201, "http")
+    job = made["job"]
+    cluster.reaches(job, "succeeded")
+    assert ask("GET", f"/api/v1/jobs/{job}")[1]["attempts"][0]["exit_code"] == 0
+    assert ask("GET", "/api/v1/jobs/greet/logs?tail=1")[1]["text"] == "hello\n"
+    assert [one["job"] for one in ask("GET", "/api/v1/jobs")[1]] == [job]
+    code, refused = ask("GET", "/api/v1/jobs/nope")
+    assert (code, "no job nope" in refused["error"]) == (404, True)
+    code, refused = ask("POST", "/api/v1/jobs", {"entry": ["true"]})
+    assert (code, "entrypoint" in refused["error"]) == (400, True)
+    code, refused = ask("GET", "/api/v1/jobs", given="wrong")
+    assert (code, "token" in refused["error"]) == (401, True)
+    ask("POST", "/api/v1/jobs?job=0000000a", {"entrypoint": ["sleep", "1000"], "name": "long"})
+    assert ask("POST", "/api/v1/jobs", {"entrypoint": ["true"], "name": "long"})[0] == 409
+    assert ask("DELETE", "/api/v1/jobs/long")[0] == 409
+    ask("POST", "/api/v1/jobs/long/stop")
+    cluster.reaches("long", "stopped")
+    assert ask("DELETE", "/api/v1/jobs/long")[0] == 200
+    code, described = ask("GET", "/openapi.json")
+    assert (code, described["openapi"]) == (200, "3.1.0")
+    for path, methods in described["paths"].items():
+        for method in methods:
+            code, _ = ask(method.upper(), path.replace("{job}", "greet"), {} if method == "post" else None)
+            assert code != 405, f"{method} {path}"
