@@ -25,6 +25,8 @@ pub(crate) struct Client {
     pub(crate) views: Set<ObjectId>,
     /// It was told where a value lies since memory was last recalled from it.
     pub(crate) told_more: bool,
+    /// Of an executor: tasks that it submitted and that have not ended.
+    pub(crate) submitted: Set<TaskId>,
     /// Objects it waits for.
     pub(crate) waits: Set<ObjectId>,
     /// Puts of its own that have not escaped.
@@ -81,6 +83,7 @@ impl Node {
             segments: Set::default(),
             views: Set::default(),
             told_more: false,
+            submitted: Set::default(),
             waits: Set::default(),
             refused: false,
             private: Set::default(),
@@ -109,6 +112,11 @@ impl Node {
         match message {
             ClientToNode::Submit(spec) => {
                 if spec.id.client == client && !self.remembered.awaits(spec.id) {
+                    if let Some(known) = self.clients.get_mut(&client)
+                        && matches!(known.kind, ClientKind::Executor { .. })
+                    {
+                        known.submitted.insert(spec.id);
+                    }
                     self.pass_on(client, NodeToHead::Submit(spec), effects);
                 }
             }

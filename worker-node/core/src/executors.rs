@@ -518,8 +518,11 @@ impl Node {
             if executor.sent.len() > 1 && age > PATIENCE {
                 stuck.push(*id);
             }
+            // What its process submitted would lose its submitter.
+            let waits_for_own =
+                |client| self.clients.get(&client).is_some_and(|known| !known.submitted.is_empty());
             if !executor.is_at_work()
-                && executor.client.is_some()
+                && executor.client.is_some_and(|client| !waits_for_own(client))
                 && !executor.ending
                 && age > self.config.idle_timeout
             {

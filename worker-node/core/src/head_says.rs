@@ -43,6 +43,9 @@ impl Node {
             HeadToNode::MoveActor { task, attempt } => self.move_actor(task, attempt, effects),
             HeadToNode::Finished { task, outcome } => {
                 self.forget_finished(task, &outcome);
+                if let Some(submitter) = self.clients.get_mut(&task.client) {
+                    submitter.submitted.remove(&task);
+                }
                 self.tell_client(task.client, NodeToClient::Finished { task, outcome }, effects);
             }
             HeadToNode::Item { task, index, value } => {

@@ -1,6 +1,9 @@
 //! Executors: started when one is missing, used again, ended when idle, and what becomes of their tasks when they die.
 
-use cluster_types::{FailureKind, NodeToClient, NodeToHead, Outcome, Span};
+use cluster_types::client_node::FinishedOutcome;
+use cluster_types::{
+    ClientToNode, FailureKind, HeadToNode, NodeToClient, NodeToHead, Outcome, Span, TaskId, TaskSpec,
+};
 
 use super::scene::*;
 use crate::{Effect, Event};
@@ -80,6 +83,37 @@ fn executors_that_stay_idle_are_ended_down_to_the_number_kept() {
     let ended = scene.todo().into_iter().filter(|effect| matches!(effect, Effect::EndExecutor { .. }));
     assert_eq!(ended.collect::<Vec<_>>(), [Effect::EndExecutor { executor: 1, force: false }]);
     assert!(scene.told(first).contains(&NodeToClient::Exit));
+}
+
+#[test]
+fn an_idle_executor_whose_tasks_still_run_is_kept() {
+    let mut scene = Scene::new();
+    let (first, one) = scene.running(1);
+    let (second, two) = scene.running(2);
+    let nested = TaskId { client: first, seq: 5 };
+    let spec = TaskSpec { id: nested, ..scene.spec(5, &[]) };
+    scene.says(first, ClientToNode::Submit(spec));
+    scene.returns(first, one.tag);
+    scene.returns(second, two.tag);
+    scene.said.clear();
+    scene.pass(Span::secs(61));
+    let ended = |scene: &mut Scene| {
+        let of = |effect| match effect {
+            Effect::EndExecutor { executor, .. } => Some(executor),
+            _ => None,
+        };
+        scene.todo().into_iter().filter_map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(ended(&mut scene), [2], "the other one, though it was idle for less long");
+    scene.said.clear();
+    scene.assign(3, true, &[]);
+    let three = scene.run(first);
+    let (fourth, four) = scene.running(4);
+    scene.returns(first, three.tag);
+    scene.returns(fourth, four.tag);
+    scene.head(HeadToNode::Finished { task: nested, outcome: FinishedOutcome::Ok(Vec::new()) });
+    scene.pass(Span::secs(61));
+    assert_eq!(ended(&mut scene).len(), 1);
 }
 
 #[test]
