@@ -256,8 +256,8 @@ impl Client {
         inner.usable()?;
         if what.force && inner.core.is_own_call(what.object) {
             return Err(ClientError::Misuse(
-                "force=True ends the process of a task, and a call's is its actor's: kill(actor) ends that, \
-                 cancel(ref) interrupts the call"
+                "force=True is not supported for calls of actors, whose process is the actor's: kill(actor) ends \
+                 that, cancel(ref) interrupts the call"
                     .to_owned(),
             ));
         }

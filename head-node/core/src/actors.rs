@@ -58,6 +58,12 @@ impl Actor {
         }
     }
 
+    /// Whether it has restarts left.
+    fn may_restart(&self) -> bool {
+        let most = self.traits().max_restarts;
+        most < 0 || self.restarts < most.cast_unsigned()
+    }
+
     /// For people.
     fn title(&self) -> String {
         let traits = self.traits();
@@ -237,13 +243,12 @@ impl Head {
         let restarts = match self.actors.get_mut(handle) {
             Some(actor) => {
                 actor.ended = Some(attempt);
-                let most = actor.traits().max_restarts;
                 let wished = match actor.ending.take() {
                     Some((_, may_restart)) => may_restart,
                     None => retry != Retry::No,
                 };
                 let moves = std::mem::take(&mut actor.moves);
-                let may = moves || most < 0 || actor.restarts < most as u32;
+                let may = moves || actor.may_restart();
                 let again = wished && !cancelled && may;
                 actor.calls.lost_home();
                 actor.restarts += u32::from(again && !moves);
@@ -343,9 +348,13 @@ impl Head {
         let Some(task) = self.tasks.get(ix) else { return };
         let handle = task.spec.id.result(0);
         let (is_placed, is_alive) = (task.node().is_some(), matches!(task.state, TaskState::Alive { .. }));
-        let is_about_to_live =
-            |actor: &Actor| !(is_alive || actor.made && is_placed) && actor.traits().max_restarts != 0;
-        if restart && self.actors.get(handle).is_some_and(is_about_to_live) {
+        if restart
+            && let Some(actor) = self.actors.get_mut(handle)
+            && !(is_alive || actor.made && is_placed)
+            && (actor.made || actor.may_restart())
+        {
+            // It is about to live. Where it never did, that spends a restart all the same.
+            actor.restarts += u32::from(!actor.made);
             return;
         }
         if let Some(actor) = self.actors.get_mut(handle)

@@ -29,6 +29,8 @@ impl Head {
         let Some(task) = self.tasks.get_mut(ix) else { return };
         task.cancelled = true;
         task.revived = false;
+        self.unwanted.insert(id, what.clone());
+        let Some(task) = self.tasks.get(ix) else { return };
         if matches!(task.state, TaskState::Direct) {
             // Its caller knows where it is, and says what came of it.
             let (reason, recursive) = (what.reason.clone(), what.recursive);

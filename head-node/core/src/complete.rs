@@ -325,14 +325,15 @@ impl Head {
         }
     }
 
-    /// A task nobody wants ends.
+    /// A task that was cancelled, or that nobody wants, ends.
     pub(crate) fn end_cancelled(&mut self, ix: TaskIx) {
         let Some(task) = self.tasks.get(ix) else { return };
         let id = task.spec.id;
-        let message = format!(
-            "task {} ({id}) was cancelled: the process that submitted it ended and nobody else holds its results",
-            task.spec.template.name
-        );
+        let why = match self.unwanted.get(&id) {
+            Some(wish) => wish.reason.as_str(),
+            None => "the process that submitted it ended and nobody else holds its results",
+        };
+        let message = format!("task {} ({id}) was cancelled: {why}", task.spec.template.name);
         self.detach(ix);
         self.finish(ix, Outcome::Failed(failure(FailureKind::Cancelled, message, Some(id))), None, None, 0);
     }
@@ -452,6 +453,9 @@ impl Head {
     pub(crate) fn let_go(&mut self, spec: &Arc<TaskSpec>) {
         if !self.children.is_empty() {
             self.children.remove(&spec.id);
+        }
+        if !self.unwanted.is_empty() {
+            self.unwanted.remove(&spec.id);
         }
         for held in spec.held() {
             let Some(object_ix) = self.objects.find(held) else { continue };

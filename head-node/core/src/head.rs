@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use cluster_types::client_node::LogLine;
+use cluster_types::client_node::{Cancellation, LogLine};
 use cluster_types::query::Query;
 use cluster_types::{
     Attempt, ClientId, Failure, FailureKind, HeadToNode, JobId, JobInfo, Map, NodeId, NodeToHead, ObjectId,
@@ -80,6 +80,8 @@ pub struct Head {
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
     pub(crate) children: Map<TaskId, Vec<TaskId>>,
+    /// Who wants a task ended that a node has: until it says that it is, what it submits is to follow.
+    pub(crate) unwanted: Map<TaskId, Cancellation>,
     /// Tasks that yield items.
     pub(crate) streams: Streams,
     pub(crate) shapes: Shapes,
@@ -131,6 +133,7 @@ impl Head {
             kept_nodes: None,
             paused_actors: Vec::new(),
             children: Map::default(),
+            unwanted: Map::default(),
             streams: Streams::default(),
             shapes: Shapes::default(),
             out: Vec::new(),

@@ -294,6 +294,9 @@ fn one_that_may_start_again_and_is_yet_to_be_made_is_made_all_the_same() {
         let actor = make(&mut scene, Resources::cpus(8), restarting(max_restarts));
         scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: actor.result(0), restart: true });
         assert_eq!(view(&scene).state == "pending", is_made);
+        // That was its restart.
+        scene.tell(1, NodeToHead::Kill { client: DRIVER, actor: actor.result(0), restart: true });
+        assert_eq!(view(&scene).state, "dead");
     }
 }
 
