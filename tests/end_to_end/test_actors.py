@@ -579,3 +579,50 @@ print(*cml.get([a.pid.remote() for a in actors]))
     assert done.returncode == 0, done.stderr
     for pid in done.stdout.split():
         wait_until(lambda pid=pid: gone(int(pid)), 20, "the actor ends with its program")
+
+
+def test_a_ref_that_a_method_returns_stays_one(cml: Any):
+    @cml.remote
+    class Keeper:
+        async def make(self):
+            return cml.put("kept")
+
+        def make_at_once(self):
+            return cml.put("kept")
+
+    keeper = Keeper.remote()
+    for ref in cml.get([keeper.make.remote(), keeper.make_at_once.remote()]):
+        assert isinstance(ref, cml.ObjectRef)
+        assert cml.get(ref) == "kept"
+
+
+def test_a_taken_name_is_a_value_error_of_its_own(cml: Any, counter: Any):
+    kept = counter.options(name="taken").remote()
+    with pytest.raises(
+        cml.exceptions.ActorNameTakenError, match=r"'taken' is taken in namespace '.*' by an actor"
+    ):
+        counter.options(name="taken").remote()
+    with pytest.raises(ValueError, match="get_if_exists=True"):
+        counter.options(name="taken").remote()
+    assert counter.options(name="taken", get_if_exists=True).remote() == kept
+
+
+def test_calls_that_wait_behind_an_exit_fail_with_it(cml: Any):
+    @cml.remote
+    class Leaver:
+        def leave(self):
+            time.sleep(0.3)
+            cml.exit_actor()
+
+        def stay(self):
+            return 1
+
+    leaver = Leaver.remote()
+    leaver.leave.remote()
+    for ref in [leaver.stay.remote() for _ in range(1000)]:
+        with pytest.raises(
+            cml.exceptions.ActorDiedError, match=r"exit_actor\(\) was called in .*Leaver.leave"
+        ):
+            cml.get(ref, timeout=20)
+    with pytest.raises(cml.exceptions.ActorDiedError, match=r"exit_actor\(\) was called"):
+        cml.get(leaver.stay.remote(), timeout=20)

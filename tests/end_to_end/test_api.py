@@ -447,3 +447,24 @@ def test_global_random_numbers_differ_between_executors(cml: Any, tmp_path):
 def test_remote_of_something_that_is_no_function_says_so(cml: Any):
     with pytest.raises(TypeError, match=r"(?i)callable|function"):
         cml.remote(5)
+
+
+def test_a_get_of_several_raises_as_soon_as_one_has_failed(cml: Any):
+    @cml.remote
+    def slow():
+        time.sleep(30)
+
+    @cml.remote
+    def fail():
+        raise ValueError("at once")
+
+    late = slow.remote()
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="at once"):
+        cml.get([late, fail.remote()], timeout=20)
+    failed = fail.remote()
+    cml.wait([failed])
+    with pytest.raises(ValueError, match="at once"):
+        cml.get([late, failed], timeout=20)
+    assert time.monotonic() - begun < 15
+    cml.cancel(late)

@@ -324,3 +324,77 @@ def test_calls_have_timeouts_too(cml: Any, concurrency: int):
     sleeper = Sleeper.remote()
     cancelled(cml, sleeper.sleep.options(timeout=0.3).remote(), "timeout of 0.3 s")
     assert cml.get(sleeper.fine.remote(), timeout=20)
+
+
+def test_a_coroutine_that_is_cancelled_before_its_first_step_says_so(cml: Any):
+    @cml.remote
+    class Sleeper:
+        async def sleep(self):
+            await asyncio.sleep(1000)
+
+    sleeper = Sleeper.remote()
+    cml.get(sleeper.__ray_ready__.remote())
+    for pause in [0, 0.0001, 0.0002, 0.0005, 0.001] * 20:
+        ref = sleeper.sleep.remote()
+        time.sleep(pause)
+        cml.cancel(ref)
+        cancelled(cml, ref)
+
+
+def test_what_is_submitted_while_its_parent_is_interrupted_is_cancelled_too(cml: Any, tmp_path):
+    @cml.remote
+    class Child:
+        async def sleep(self):
+            await asyncio.sleep(1000)
+
+    @cml.remote
+    class Parent:
+        async def run(self, child):
+            (tmp_path / "began").touch()
+            time.sleep(0.5)  # the wish comes now
+            self.refs = [child.sleep.remote(), nap.remote()]
+            await asyncio.sleep(1000)
+
+        async def children(self):
+            return self.refs
+
+    @cml.remote
+    def nap():
+        time.sleep(1000)
+
+    parent = Parent.remote()
+    ref = parent.run.remote(Child.remote())
+    wait_until((tmp_path / "began").exists, 20, "the call begins")
+    cml.cancel(ref)
+    cancelled(cml, ref)
+    for child in cml.get(parent.children.remote()):
+        cancelled(cml, child)
+
+
+def test_waiting_for_a_child_of_a_cancelled_parent_ends_too(cml: Any, tmp_path):
+    @cml.remote
+    class Keeper:
+        def keep(self, refs):
+            self.refs = refs
+
+        def kept(self):
+            return self.refs
+
+    @cml.remote
+    def child():
+        (tmp_path / "began").touch()
+        time.sleep(1000)
+
+    @cml.remote
+    def parent(keeper):
+        ref = child.remote()
+        cml.get(keeper.keep.remote([ref]))
+        return cml.get(ref)
+
+    keeper = Keeper.options(num_cpus=0).remote()
+    ref = parent.remote(keeper)
+    wait_until((tmp_path / "began").exists, 20, "the child begins")
+    [kept] = cml.get(keeper.kept.remote())
+    cml.cancel(ref)
+    cancelled(cml, kept)
+    cancelled(cml, ref)

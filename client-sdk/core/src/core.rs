@@ -1,5 +1,6 @@
 //! The table of objects.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry as Entered;
 use std::sync::Arc;
 
@@ -78,8 +79,15 @@ pub struct ClientCore {
     pub(crate) fired: Vec<ObjectId>,
     /// Counts every time that an object became ready or readable.
     pub(crate) progress: u64,
+    /// Counts the objects that failed …
+    pub(crate) failures: u64,
+    /// … and the latest of them.
+    pub(crate) failed: VecDeque<ObjectId>,
     pub(crate) out: Outbox,
 }
+
+/// How many failed objects are remembered.
+pub(crate) const FAILED_KEPT: usize = 256;
 
 impl ClientCore {
     /// A client that knows nothing yet.
@@ -106,6 +114,8 @@ impl ClientCore {
             freed: Vec::new(),
             fired: Vec::new(),
             progress: 0,
+            failures: 0,
+            failed: VecDeque::new(),
             out: Outbox::default(),
         }
     }
@@ -551,6 +561,22 @@ impl ClientCore {
     /// Grows each time that an object becomes ready or readable: `n` waits cannot be over before it grew by `n`.
     pub fn progress(&self) -> u64 {
         self.progress
+    }
+
+    /// Whether there will be no value.
+    pub fn has_failed(&self, object: ObjectId) -> bool {
+        self.objects.get(&object).is_some_and(|entry| matches!(entry.state, State::Failed(_)))
+    }
+
+    /// How many objects failed so far.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Those that failed since there were so many, or `None` where too many did.
+    pub fn failed_since(&self, seen: u64) -> Option<impl Iterator<Item = ObjectId> + '_> {
+        let new = usize::try_from(self.failures - seen.min(self.failures)).ok()?;
+        (new <= self.failed.len()).then(|| self.failed.iter().rev().take(new).copied())
     }
 
     /// Own tasks that have not ended.

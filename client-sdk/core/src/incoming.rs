@@ -8,6 +8,7 @@ use cluster_types::{
 };
 
 use crate::ClientCore;
+use crate::core::FAILED_KEPT;
 use crate::state::State;
 
 impl ClientCore {
@@ -114,6 +115,13 @@ impl ClientCore {
         }
         entry.state = state;
         self.progress += 1;
+        if matches!(entry.state, State::Failed(_)) {
+            self.failures += 1;
+            if self.failed.len() == FAILED_KEPT {
+                self.failed.pop_front();
+            }
+            self.failed.push_back(object);
+        }
         if entry.state.is_here() {
             entry.wanted = false;
             if std::mem::take(&mut entry.hooked) {

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, ca
 from . import _calls, _environments, _native, _state, _strategies, _streams
 from ._native import ObjectRef, ObjectRefGenerator
 from ._options import STREAM_BYTES, ActorOptions, MethodOptions
-from .exceptions import ClusterClosedError, ConnectionLostError, PendingCallsLimitExceeded, _ActorExit
+from .exceptions import (
+    ActorNameTakenError,
+    ClusterClosedError,
+    ConnectionLostError,
+    PendingCallsLimitExceeded,
+    _ActorExit,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -475,7 +481,7 @@ class ActorClass(Generic[P, T]):
                 if options.get_if_exists:
                     return _handle_from(*found)
                 there = _description(found[1]).class_name
-                raise ValueError(
+                raise ActorNameTakenError(
                     f"the name {options.name!r} is taken in namespace {namespace!r} by an actor of class {there}: "
                     "take another, kill that actor, or use get_if_exists=True to get it"
                 )

@@ -332,6 +332,7 @@ class _GroupLoop:
         self.group_of = whose.group_of
         self.limit = asyncio.Semaphore(whose.limits[group])
         self.running: dict[int, asyncio.Task[None]] = {}
+        self.begun: set[int] = set()
         self.incoming: collections.deque[_native.Task] = collections.deque()
         self.told = False
         self.loop = asyncio.new_event_loop()
@@ -361,8 +362,12 @@ class _GroupLoop:
     def cancel(self, tag: int) -> None:
         def stop() -> None:
             running = self.running.get(tag)
-            if running is not None:
+            if running is None:
+                return
+            if tag in self.begun:
                 running.cancel()
+            else:  # cancelled before its first step, a coroutine would not say that it was
+                self.loop.call_soon(stop)
 
         self.loop.call_soon_threadsafe(stop)
 
@@ -371,6 +376,7 @@ class _GroupLoop:
 
     async def serve(self, task: _native.Task) -> None:
         """One call."""
+        self.begun.add(task.tag)
         _state.running.set(task)
         reports = self.reports
         name = task.method[0]
@@ -379,7 +385,7 @@ class _GroupLoop:
                 args, kwargs = task.arguments()
                 with reports.limit(task):
                     result = self.actor.method(name)(*args, **kwargs)
-                    if inspect.isawaitable(result):
+                    if inspect.isawaitable(result) and not isinstance(result, _native.ObjectRef):
                         result = await result
                     result = await _streams.settled_in_loop(task, result)
             reports.finished(task, result)
@@ -395,4 +401,5 @@ class _GroupLoop:
             reports.ended_by(task, error)
         finally:
             self.running.pop(task.tag, None)
+            self.begun.discard(task.tag)
             self.group_of.pop(task.tag, None)

@@ -88,6 +88,10 @@ class PendingCallsLimitExceeded(ClusterError):
     """A handle has as many calls without an answer as `max_pending_calls` allows: this one was not made."""
 
 
+class ActorNameTakenError(ActorError, ValueError):
+    """An actor of this name lives already."""
+
+
 class ActorDiedError(ActorError):
     """The actor that was called is dead. Says why: exit code or signal, exception in `__init__` (which is `cause`),
     node lost, killed by whom. `actor_id` is the id that its handle shows.

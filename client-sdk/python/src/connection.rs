@@ -264,6 +264,9 @@ impl Client {
         let (deadline, within) = (deadline(timeout)?, within(py));
         let got = interruptible(py, |interrupt| self.inner.get_within(within, &ids, deadline, interrupt))?;
         let values = PyList::empty(py);
+        if let (Some(failed @ Got::Failed(_)), Some(id)) = (got.last(), ids.first()) {
+            return Self::value(py, &self.inner, *id, failed);
+        }
         for (id, got) in ids.iter().zip(&got) {
             values.append(Self::value(py, &self.inner, *id, got)?)?;
         }

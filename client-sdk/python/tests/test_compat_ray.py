@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from concurrent_ml import ActorMethod, ObjectRefGenerator
 from concurrent_ml.compat.ray import _names
 
 REPOSITORY = Path(__file__).parents[3]
@@ -28,9 +29,11 @@ def ray():
 
     if _state.client is not None:
         importlib.import_module("concurrent_ml").shutdown()
+    iterate, options = ObjectRefGenerator.__iter__, ActorMethod.options
     ray.install()
     ray.install()  # again does nothing
     yield importlib.import_module("ray")
+    ObjectRefGenerator.__iter__, ActorMethod.options = iterate, options
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
     for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
         del sys.modules[name]
@@ -382,3 +385,54 @@ def test_the_command_says_how_it_is_used(arguments, says):
     )
     assert done.returncode == 2
     assert says in done.stderr
+
+
+MEANINGS = """
+import time
+import pytest
+import ray
+
+ray.init(num_cpus=2, num_gpus=1)
+
+@ray.remote
+def sleep():
+    time.sleep(1000)
+
+# What was cancelled is an error of the task, too.
+ref = sleep.remote()
+ray.cancel(ref)
+for kind in (ray.exceptions.TaskCancelledError, ray.exceptions.RayTaskError):
+    with pytest.raises(kind, match="TaskCancelledError"):
+        ray.get(ref)
+
+@ray.remote
+class Yielding:
+    def items(self):
+        yield from range(3)
+
+# A generator that was read is empty; how far it runs ahead is an option of methods, too.
+items = Yielding.remote().items.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote()
+assert [ray.get(item) for item in items] == [0, 1, 2]
+assert list(items) == []
+
+@ray.remote(num_gpus=1)
+def process():
+    import os
+    return os.getpid(), ray.get_runtime_context().get_accelerator_ids()
+
+# A process that used a GPU ends.
+(first, used), (second, _) = ray.get(process.remote()), ray.get(process.remote())
+assert first != second
+assert used == {"GPU": ["0"], "neuron_cores": [], "TPU": [], "HPU": [], "NPU": [], "RBLN": []}
+
+assert ray.cluster_resources()["object_store_memory"] > 0
+assert all(node["alive"] for node in ray.nodes())
+with pytest.raises(ray.exceptions.ActorAlreadyExistsError):
+    Yielding.options(name="one").remote(), Yielding.options(name="one").remote()
+"""
+
+
+def test_what_ray_does_otherwise_is_as_in_ray(tmp_path):
+    script = tmp_path / "meanings.py"
+    script.write_text(MEANINGS)
+    run(script)

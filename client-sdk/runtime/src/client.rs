@@ -18,6 +18,7 @@ use cluster_types::{
 
 use crate::completion::CompletionQueue;
 use crate::connect::connect;
+use crate::failing::Failing;
 use crate::shared::{BACKLOG_MAX, Inner, Shared, mark_forked};
 use crate::value::Memory;
 use crate::waiting::{For, Manner, Step, poll};
@@ -344,7 +345,8 @@ impl Client {
         shared.read_value(&mut inner, object)
     }
 
-    /// All these values, in order.
+    /// All these values, in order. As soon as one of several has failed, the wait is over: what is returned ends with
+    /// that failure then, and values may be left out.
     ///
     /// # Errors
     /// [`ClientError::TimedOut`], [`ClientError::Interrupted`], [`ClientError::NoHandle`], or a broken connection.
@@ -373,6 +375,7 @@ impl Client {
         let mut got = Vec::with_capacity(objects.len());
         let next = Cell::new(0);
         let mut asked = false;
+        let mut failing = Failing::new(objects);
         let missing = |inner: &Inner| {
             let left = objects[next.get()..].iter().copied();
             left.filter(|&object| !inner.core.is_here(object)).collect()
@@ -381,17 +384,26 @@ impl Client {
         shared.wait_until(manner, interrupt, |inner| {
             while let Some(&object) = objects.get(next.get()) {
                 if let Some(value) = shared.read_value(inner, object) {
+                    let failed = matches!(value, Got::Failed(_));
                     got.push(value);
+                    if failed {
+                        return Ok(Step::Done(()));
+                    }
                     next.set(next.get() + 1);
                     continue;
                 }
                 // All at once, not one after the other; evicted meanwhile, it is asked for again.
-                let ask = if asked { 1 } else { objects.len() - next.get() };
+                let left = &objects[next.get()..];
+                let ask = if asked { 1 } else { left.len() };
                 asked = true;
-                for &object in &objects[next.get()..][..ask] {
+                for &object in &left[..ask] {
                     inner.core.poll(object, true).ok_or(ClientError::NoHandle(object))?;
                 }
-                return Ok(Step::Wait(For::Here(object)));
+                if let Some(failed) = failing.look(&inner.core, left) {
+                    got.extend(shared.read_value(inner, failed));
+                    return Ok(Step::Done(()));
+                }
+                return Ok(Step::Wait(failing.or_here(object)));
             }
             Ok(Step::Done(()))
         })?;

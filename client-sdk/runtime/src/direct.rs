@@ -241,7 +241,12 @@ impl Inner {
     fn cancel_child(&mut self, object: ObjectId, reason: &str) {
         if !self.core.cancel_call(object, reason, true) {
             let reason = reason.to_owned();
-            self.core.push(ClientToNode::Cancel(Cancellation { object, force: false, recursive: true, reason }));
+            self.core.push(ClientToNode::Cancel(Cancellation {
+                object,
+                force: false,
+                recursive: true,
+                reason,
+            }));
         }
     }
 

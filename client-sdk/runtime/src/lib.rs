@@ -23,6 +23,7 @@ mod connect;
 mod direct;
 mod error;
 mod executor;
+mod failing;
 mod helper;
 mod options;
 mod reader;

@@ -28,6 +28,8 @@ const FETCH_GRACE: Duration = Duration::from_millis(1);
 pub(crate) enum For {
     /// The value, here.
     Here(ObjectId),
+    /// The value, here, or that more objects failed than these.
+    HereOrFailed(ObjectId, u64),
     /// That it exists, or will never.
     Ready(ObjectId),
     /// The task under this tag to have few items that were not taken.
@@ -91,6 +93,9 @@ impl Inner {
         self.lost.is_some()
             || match what {
                 For::Here(object) => self.core.is_here(object) || !self.core.knows(object),
+                For::HereOrFailed(object, seen) => {
+                    self.core.failures() > seen || self.core.is_here(object) || !self.core.knows(object)
+                }
                 For::Ready(object) => self.core.is_ready(object) || !self.core.knows(object),
                 For::Taken(tag, limits) => self.may_yield(tag, limits),
                 For::Progress(at_least) => self.core.progress() >= at_least,

@@ -38,10 +38,12 @@ fn put(client: &Client, len: usize) -> ObjectId {
 fn results_come_back_inline_stored_or_failed() {
     let (daemon, client) = Daemon::with_driver();
     let ids = ["echo", "stored", "fail"].map(|name| submit(&client, name, b"hello"));
-    let got = client.get(&ids, soon(), &mut || Ok(())).unwrap();
+    let got = client.get(&ids[..2], soon(), &mut || Ok(())).unwrap();
     assert_eq!((bytes(&got[0]), bytes(&got[1])), (b"hello".to_vec(), b"hello".to_vec()));
     assert!(matches!(&got[1], Got::Value(value) if value.is_shared()));
-    assert!(matches!(&got[2], Got::Failed(failure) if &*failure.message == "it failed"));
+    let failed = client.get(&ids, soon(), &mut || Ok(())).unwrap();
+    assert!(matches!(failed.last(), Some(Got::Failed(failure)) if &*failure.message == "it failed"));
+    drop(failed);
     assert!(ids.iter().all(|&id| client.is_ready(id) && client.try_get(id).is_some()));
     client.drop_handles(&ids);
     daemon
@@ -103,6 +105,27 @@ fn a_large_payload_is_put_by_itself() {
     let put = at(|m| matches!(m, ClientToNode::Put { .. }));
     let escape = at(|m| matches!(m, ClientToNode::Escape(_)));
     assert!(put < escape && escape < at(|m| matches!(m, ClientToNode::Submit(_))));
+}
+
+#[test]
+fn a_get_of_several_is_over_when_one_has_failed() {
+    let (_daemon, client) = Daemon::with_driver();
+    let go = &mut || Ok(());
+    let never = submit(&client, "never", b"");
+    for _ in 0..300 {
+        let others = submit(&client, "fail", b"");
+        client.wait(&[others], 1, soon(), true, go).unwrap();
+    }
+    let ids = [submit(&client, "echo", b"1"), never, submit(&client, "fail", b"")];
+    for _ in 0..2 {
+        let got = client.get(&ids, soon(), go).unwrap();
+        assert!(matches!(got.last(), Some(Got::Failed(_))), "{got:?}");
+    }
+    // What fails while it is waited for.
+    for _ in 0..20 {
+        let got = client.get(&[never, submit(&client, "fail", b"")], soon(), go).unwrap();
+        assert!(matches!(got.last(), Some(Got::Failed(_))), "{got:?}");
+    }
 }
 
 #[test]

@@ -72,6 +72,9 @@ def translated(given: Mapping[str, Any], *, of_actor: bool) -> dict[str, Any]:
             options[key] = value or False
         else:
             options[key] = value
+    if not of_actor and given.get("num_gpus") and "max_calls" not in given:
+        # A process that used a GPU gives its memory back by ending.
+        options["max_calls"] = 1
     group = given.get("placement_group", "default")
     if group not in ("default", None):
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(

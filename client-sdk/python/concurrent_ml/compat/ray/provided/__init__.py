@@ -60,6 +60,8 @@ def _task_id_of(self: ObjectRef[Any]) -> TaskID | None:
 _own_task_id = ObjectRef.task_id
 ObjectRef.as_future = _as_future  # type: ignore[attr-defined]
 ObjectRef.task_id = _task_id_of
+# A generator whose items were taken is an empty one.
+ObjectRefGenerator.__iter__ = lambda self: self  # type: ignore[method-assign]
 
 _job_environment: dict[str, Any] = {}
 
@@ -370,7 +372,9 @@ def get_actor(name: str, namespace: str | None = None) -> _actor.ActorHandle[Any
 # ---- the cluster ----
 
 
-nodes = _api.nodes
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster."""
+    return [{**node, "alive": node["Alive"]} for node in _api.nodes()]
 
 
 def cluster_resources() -> dict[str, float]:
@@ -380,15 +384,17 @@ def cluster_resources() -> dict[str, float]:
 
 def available_resources() -> dict[str, float]:
     """What is not in use, by name."""
-    return _named(_api.available_resources())
+    return _named(_api.available_resources(), used=True)
 
 
-def _named(resources: dict[str, float]) -> dict[str, float]:
-    """With one `node:ADDRESS` for each node, which programs count."""
-    for node in _api.nodes():
-        if node["Alive"]:
-            resources[f"node:{node['NodeManagerAddress'] or node['NodeName']}"] = 1.0
-    return resources
+def _named(resources: dict[str, float], used: bool = False) -> dict[str, float]:
+    """With one `node:ADDRESS` for each node, which programs count, and the stores' memory."""
+    memory = 0
+    for node in json.loads(_state.connected().query("nodes")):
+        if node["alive"]:
+            resources[f"node:{node['address'].rpartition(':')[0] or node['hostname']}"] = 1.0
+            memory += node["store"]["capacity"] - (node["store"]["live"] if used else 0)
+    return {**resources, "object_store_memory": float(memory)}
 
 
 def get_gpu_ids() -> list[int]:

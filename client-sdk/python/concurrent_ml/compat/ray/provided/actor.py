@@ -42,14 +42,12 @@ class ActorClass(_actor.ActorClass[..., Any]):
         """Makes an actor."""
         try:
             return super().remote(*args, **kwargs)
-        except ValueError as error:
+        except ActorAlreadyExistsError as error:
             name = self._options.name
-            if name and f"the name {name!r} is taken" in str(error):
-                raise ActorAlreadyExistsError(
-                    f"The name {name} is already taken. Please use a different name or get the existing actor using "
-                    f"ray.get_actor({name!r}): {error}"
-                ) from None
-            raise
+            raise ActorAlreadyExistsError(
+                f"The name {name} is already taken. Please use a different name or get the existing actor using "
+                f"ray.get_actor({name!r}): {error}"
+            ) from None
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Actors are made by `.remote()`."""
@@ -82,8 +80,25 @@ def method(*args: Any, **options: Any) -> Any:
     """Options of one method."""
     if args or not options:
         raise ValueError("@ray.method takes options: @ray.method(num_returns=2)")
-    known = {key: value for key, value in options.items() if key not in _IGNORED_OF_METHODS}
-    return _actor.method(**known)
+    return _actor.method(**_of_method(options))
+
+
+def _of_method(given: dict[str, Any]) -> dict[str, Any]:
+    options = {key: value for key, value in given.items() if key not in _IGNORED_OF_METHODS}
+    if "_generator_backpressure_num_objects" in options:
+        ahead = options.pop("_generator_backpressure_num_objects")
+        options["stream_max_items"] = None if ahead in (None, -1) else ahead
+    return options
+
+
+_own_options = ActorMethod.options
+
+
+def _options_of(self: ActorMethod[..., Any], **options: Any) -> ActorMethod[..., Any]:
+    return _own_options(self, **_of_method(options))
+
+
+ActorMethod.options = _options_of  # type: ignore[method-assign]
 
 
 __all__ = [

@@ -1,6 +1,9 @@
 """`ray.exceptions`: this library's exceptions under Ray's names; the few it has no use for are here to be named."""
 
+from typing import Any
+
 from ....exceptions import (
+    _KINDS,
     ActorDiedError,
     ActorUnavailableError,
     GetTimeoutError,
@@ -16,6 +19,7 @@ from ....exceptions import (
     _also_said,
 )
 from ....exceptions import ActorError as RayActorError
+from ....exceptions import ActorNameTakenError as ActorAlreadyExistsError
 from ....exceptions import ClusterError as RayError
 from ....exceptions import ConnectionLostError as LocalRayletDiedError
 from ....exceptions import ConnectionRefusedByClusterError as AuthenticationError
@@ -40,8 +44,18 @@ ActorUnschedulableError = TaskUnschedulableError
 RayTaskError.as_instanceof_cause = lambda self: self  # type: ignore[attr-defined]
 
 
-class ActorAlreadyExistsError(RayError, ValueError):
-    """The name is taken."""
+class _TaskCancelled(TaskCancelledError, RayTaskError):
+    """Ray has a task that was interrupted as an error of the task, too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self._text = message if "TaskCancelledError" in message else f"TaskCancelledError: {message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _TaskCancelled, (self._text,)
+
+
+_KINDS["Cancelled"] = _TaskCancelled
 
 
 class ActorHandleNotFoundError(RayError, ValueError):

@@ -12,6 +12,9 @@ from .runtime_env import RuntimeEnv
 __getattr__ = getter("ray.runtime_context")
 
 
+_OTHER_ACCELERATORS = ("neuron_cores", "TPU", "HPU", "NPU", "RBLN")
+
+
 class RuntimeContext(_context.RuntimeContext):
     """Where the program is, with all of Ray's questions."""
 
@@ -49,6 +52,11 @@ class RuntimeContext(_context.RuntimeContext):
     def get_task_function_name(self) -> str | None:
         """The name of the running task's function."""
         return self.get_task_name()
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The accelerators that the running task may use: GPUs, and none of the other kinds that Ray names."""
+        others: dict[str, list[str]] = {kind: [] for kind in _OTHER_ACCELERATORS}
+        return {**super().get_accelerator_ids(), **others}
 
     def get_resource_ids(self) -> dict[str, list[str]]:
         """The accelerators that the running task may use."""

@@ -49,7 +49,8 @@ _COMPARE: dict[str, Callable[[str, str], bool]] = {"=": lambda a, b: a == b, "!=
 
 
 def _chosen(rows: list[State], filters: Filters, limit: int) -> list[State]:
-    for key, predicate, value in filters or []:
+    for column, predicate, value in filters or []:
+        key = column.lower()
         if predicate not in _COMPARE:
             raise ValueError(f"the predicate {predicate!r} is not one of {', '.join(_COMPARE)}")
         if rows and key not in rows[0]:
