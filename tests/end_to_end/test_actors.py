@@ -379,7 +379,8 @@ def test_an_actor_with_restarts_left_is_made_anew(cml: Any):
 
 
 def test_kill_with_restart_makes_it_anew(cml: Any):
-    @cml.remote(max_restarts=1)
+    # The next call may be on its way to the old process before the news of its end is here.
+    @cml.remote(max_restarts=1, max_task_retries=1)
     class Phoenix:
         def pid(self):
             return os.getpid()
