@@ -61,7 +61,7 @@ _own_task_id = ObjectRef.task_id
 ObjectRef.as_future = _as_future  # type: ignore[attr-defined]
 ObjectRef.task_id = _task_id_of
 # A generator whose items were taken is an empty one.
-ObjectRefGenerator.__iter__ = lambda self: self  # type: ignore[method-assign]
+ObjectRefGenerator.__iter__ = lambda self: self
 
 _job_environment: dict[str, Any] = {}
 

@@ -98,7 +98,7 @@ def _options_of(self: ActorMethod[..., Any], **options: Any) -> ActorMethod[...,
     return _own_options(self, **_of_method(options))
 
 
-ActorMethod.options = _options_of  # type: ignore[method-assign]
+ActorMethod.options = _options_of
 
 
 __all__ = [
