@@ -21,6 +21,8 @@ pub(crate) struct Client {
     pub(crate) link: ClientLink,
     /// Gathered in this turn.
     pub(crate) messages: Vec<NodeToClient>,
+    /// Printed lines that it was not told, because it does not read.
+    unread: usize,
     /// One for each `Segment`, `Calls` and `Serve` among them, in order.
     pub(crate) descriptors: VecDeque<Arc<OwnedFd>>,
     /// Whether it is listed as having something to write.
@@ -103,7 +105,17 @@ impl SocketLink {
 impl Client {
     pub(crate) fn new(kind: ClientKind, link: ClientLink, drained: watch::Receiver<bool>) -> Client {
         let (messages, descriptors, buffer) = (Vec::new(), VecDeque::new(), BytesMut::new());
-        Client { kind, link, messages, descriptors, marked: false, closing: false, drained, buffer }
+        Client {
+            kind,
+            link,
+            messages,
+            unread: 0,
+            descriptors,
+            marked: false,
+            closing: false,
+            drained,
+            buffer,
+        }
     }
 
     /// Bytes that its connection has not taken.
@@ -118,7 +130,21 @@ impl Client {
     pub(crate) fn flush(&mut self, client: ClientId, codec: &mut Codec) {
         let backlog = self.backlog();
         if backlog > OUTBOX_LOGS {
-            self.messages.retain(|message| !matches!(message, NodeToClient::Log(_)));
+            let unread = &mut self.unread;
+            self.messages.retain(|message| match message {
+                NodeToClient::Log(lines) => {
+                    *unread += lines.len();
+                    false
+                }
+                _ => true,
+            });
+        } else if self.unread > 0 {
+            let lines = std::mem::take(&mut self.unread);
+            let text = format!(
+                "{lines} lines that tasks printed are not shown: they came faster than this program reads them \
+                 (`cluster logs` has them)"
+            );
+            self.messages.insert(0, NodeToClient::Notice { text });
         }
         if backlog > OUTBOX_MAX {
             tracing::warn!(%client, backlog, "a client does not read what it is told; parting with it");

@@ -591,6 +591,13 @@ impl Client {
         // It does not read: it would take the socket from the threads that are in a hurry.
         let manner = Manner { can_read: false, ..Manner::until(Some(deadline)) };
         let waited = shared.wait_until(manner, &mut || Ok(()), |inner| {
+            if inner.notices_lost > 0 {
+                let lost = std::mem::take(&mut inner.notices_lost);
+                return Ok(Step::Done(Notice::Text(format!(
+                    "{lost} lines that tasks printed are not shown: they came faster than this program prints them \
+                     (`cluster logs` has them)"
+                ))));
+            }
             Ok(inner.notices.pop_front().map_or(Step::Wait(For::Notice), Step::Done))
         });
         match waited {

@@ -101,6 +101,8 @@ pub(crate) struct Inner {
     pub(crate) replies: Map<u64, Option<Result<QueryReply, String>>>,
     pub(crate) next_query: u64,
     pub(crate) notices: VecDeque<Notice>,
+    /// Older ones, which nobody fetched in time.
+    pub(crate) notices_lost: u64,
     pub(crate) hooks: Map<ObjectId, Vec<(Arc<Queue>, u64)>>,
     /// Tasks sent ahead, with their slots; not claimed.
     pub(crate) runs: VecDeque<(u16, Task)>,
@@ -182,6 +184,7 @@ impl Inner {
             replies: Map::default(),
             next_query: 1,
             notices: VecDeque::new(),
+            notices_lost: 0,
             hooks: Map::default(),
             runs: VecDeque::new(),
             exit: false,
@@ -229,6 +232,7 @@ impl Inner {
     pub(crate) fn notice(&mut self, notice: Notice) {
         if self.notices.len() >= NOTICES_MAX {
             self.notices.pop_front();
+            self.notices_lost += 1;
         }
         self.notices.push_back(notice);
     }

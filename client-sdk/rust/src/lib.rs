@@ -32,6 +32,7 @@
 //! | use a GPU | `gpu::context` in a task that has leased one |
 //! | call Python | [`python::function`], [`python::actor`] |
 //! | set resources aside | [`PlacementGroup`] |
+//! | submit programs | [`jobs`] |
 
 mod actor;
 mod array;
@@ -46,6 +47,7 @@ mod function;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod group;
+pub mod jobs;
 mod object;
 mod options;
 mod program;

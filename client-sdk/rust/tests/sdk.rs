@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use concurrent_ml::jobs::{self, JobSpec, JobState};
 use concurrent_ml::{
     Builder, Bundle, Cluster, Error, FailureKind, GroupStrategy, ObjectRef, PlacementGroup, SharedArray, get,
     put, remote, wait,
@@ -22,7 +23,7 @@ static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 fn main() {
     concurrent_ml::serve_if_executor();
     let arguments = Arguments::from_args();
-    let tests: [Test; 19] = [
+    let tests: [Test; 20] = [
         ("a_task_returns_its_value", a_task_returns_its_value),
         ("refs_are_arguments", refs_are_arguments),
         ("a_function_runs_here_when_called_here", a_function_runs_here_when_called_here),
@@ -42,6 +43,7 @@ fn main() {
         ("an_actor_is_found_by_its_name_and_killed", an_actor_is_found_by_its_name_and_killed),
         ("an_actor_is_made_anew", an_actor_is_made_anew),
         ("arrays_are_views_of_shared_memory", arrays_are_views_of_shared_memory),
+        ("programs_are_submitted_and_looked_after", programs_are_submitted_and_looked_after),
     ];
     let trials = tests
         .into_iter()
@@ -392,5 +394,22 @@ fn arrays_are_views_of_shared_memory() -> Checked {
     let wrong = put(&SharedArray::from(Array2::<f32>::zeros((2, 2))))?.cast();
     let error = sum_of.remote(wrong).get().unwrap_err().to_string();
     assert!(error.contains("argument matrix") && error.contains("<f4"), "{error}");
+    Ok(())
+}
+
+fn programs_are_submitted_and_looked_after() -> Checked {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect();
+    let spec = JobSpec { entrypoint: words("echo from a job"), name: "echo".into(), ..JobSpec::default() };
+    let job = jobs::submit(&spec)?;
+    let ended = jobs::wait("echo", Some(Duration::from_secs(20)))?;
+    assert_eq!((ended.state, ended.exit_code()), (JobState::Succeeded, Some(0)));
+    assert_eq!(jobs::logs(&job.job)?, "from a job\n");
+    let endless = jobs::submit(&JobSpec { entrypoint: words("sleep 1000"), ..JobSpec::default() })?;
+    assert!(jobs::delete(&endless.job).is_err_and(|error| error.to_string().contains("stop it first")));
+    jobs::stop(&endless.job)?;
+    assert_eq!(jobs::wait(&endless.job, Some(Duration::from_secs(20)))?.state, JobState::Stopped);
+    assert_eq!(jobs::list(10)?.len(), 2);
+    jobs::delete("echo")?;
+    assert!(jobs::get("echo").is_err_and(|error| error.to_string().contains("no job echo")));
     Ok(())
 }

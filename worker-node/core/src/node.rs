@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cluster_types::client_node::LogLine;
 use cluster_types::{
     Amount, ClientId, Failure, FailureKind, JobId, JobInfo, Map, NodeToClient, NodeToHead, ObjectId, Set,
     Span, TaskId, Time,
@@ -70,6 +71,8 @@ pub struct Node {
     pub(crate) cpu_used: Amount,
     /// Lines held back for the head.
     held_lines: usize,
+    /// Lines that were not, by job.
+    lost_lines: BTreeMap<JobId, u64>,
     pub(crate) next_tag: u64,
     pub(crate) uses: u64,
     pub(crate) next_heartbeat: Time,
@@ -106,6 +109,7 @@ impl Node {
             remembered: Remembered::default(),
             cpu_used: Amount::ZERO,
             held_lines: 0,
+            lost_lines: BTreeMap::new(),
             next_tag: 0,
             uses: 0,
             next_heartbeat: Time::default(),
@@ -209,6 +213,9 @@ impl Node {
         }
         if let NodeToHead::Log(lines) = &message {
             if self.held_lines >= LINES_HELD {
+                for line in lines {
+                    *self.lost_lines.entry(line.job).or_default() += 1;
+                }
                 return;
             }
             self.held_lines += lines.len();
@@ -222,6 +229,14 @@ impl Node {
     /// The stream is open: what waited for it goes.
     pub(crate) fn tell_held_back(&mut self, effects: &mut Vec<Effect>) {
         self.held_lines = 0;
+        for (job, lines) in std::mem::take(&mut self.lost_lines) {
+            let text = format!(
+                "{lines} lines that tasks printed on {} are not shown: the head was away (`cluster logs` has them)",
+                self.config.hostname
+            );
+            let line = LogLine { job, task: None, pid: 0, node: self.config.node, stderr: true, text };
+            self.held_back.push(NodeToHead::Log(vec![line]));
+        }
         effects.extend(std::mem::take(&mut self.held_back).into_iter().map(Effect::ToHead));
     }
 
