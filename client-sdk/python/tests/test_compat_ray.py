@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from concurrent_ml import ActorMethod, ObjectRefGenerator
+from concurrent_ml import ActorMethod, ObjectRefGenerator, exceptions
 from concurrent_ml.compat.ray import _names
 
 REPOSITORY = Path(__file__).parents[3]
@@ -29,11 +29,12 @@ def ray():
 
     if _state.client is not None:
         importlib.import_module("concurrent_ml").shutdown()
-    iterate, options = ObjectRefGenerator.__iter__, ActorMethod.options
+    iterate, options, kinds = ObjectRefGenerator.__iter__, ActorMethod.options, dict(exceptions._KINDS)
     ray.install()
     ray.install()  # again does nothing
     yield importlib.import_module("ray")
     ObjectRefGenerator.__iter__, ActorMethod.options = iterate, options
+    exceptions._KINDS.update(kinds)
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
     for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
         del sys.modules[name]
