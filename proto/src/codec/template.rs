@@ -11,7 +11,7 @@ use crate::limits::MAX_TEMPLATE;
 use crate::{WireError, v1};
 
 /// Templates remembered before all are forgotten; a program that makes functions in a loop must not fill memory.
-const REMEMBERED: usize = 10_000;
+const REMEMBERED: usize = 1_000;
 
 /// Bytes of remembered templates before all are forgotten.
 const REMEMBERED_BYTES: usize = 16 << 20;
