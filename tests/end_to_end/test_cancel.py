@@ -341,36 +341,6 @@ def test_a_coroutine_that_is_cancelled_before_its_first_step_says_so(cml: Any):
         cancelled(cml, ref)
 
 
-def test_what_is_submitted_while_its_parent_is_interrupted_is_cancelled_too(cml: Any, tmp_path):
-    @cml.remote
-    class Child:
-        async def sleep(self):
-            await asyncio.sleep(1000)
-
-    @cml.remote
-    class Parent:
-        async def run(self, child):
-            (tmp_path / "began").touch()
-            time.sleep(0.5)  # the wish comes now
-            self.refs = [child.sleep.remote(), nap.remote()]
-            await asyncio.sleep(1000)
-
-        async def children(self):
-            return self.refs
-
-    @cml.remote
-    def nap():
-        time.sleep(1000)
-
-    parent = Parent.remote()
-    ref = parent.run.remote(Child.remote())
-    wait_until((tmp_path / "began").exists, 20, "the call begins")
-    cml.cancel(ref)
-    cancelled(cml, ref)
-    for child in cml.get(parent.children.remote()):
-        cancelled(cml, child)
-
-
 def test_waiting_for_a_child_of_a_cancelled_parent_ends_too(cml: Any, tmp_path):
     @cml.remote
     class Keeper:

@@ -228,35 +228,23 @@ impl Inner {
 
     /// What a call that came straight submitted is cancelled with it: the head does not know whose children they are.
     pub(crate) fn cancel_children(&mut self, tag: u64, reason: &str) {
-        if !self.running.contains_key(&tag) {
-            return;
-        }
-        let children = self.children.entry(tag).or_default();
-        children.unwanted = Some(reason.to_owned());
-        for object in std::mem::take(&mut children.results) {
-            self.cancel_child(object, reason);
-        }
-    }
-
-    fn cancel_child(&mut self, object: ObjectId, reason: &str) {
-        if !self.core.cancel_call(object, reason, true) {
-            let reason = reason.to_owned();
-            self.core.push(ClientToNode::Cancel(Cancellation {
-                object,
-                force: false,
-                recursive: true,
-                reason,
-            }));
+        for object in self.children.remove(&tag).unwrap_or_default() {
+            if !self.core.cancel_call(object, reason, true) {
+                let reason = reason.to_owned();
+                self.core.push(ClientToNode::Cancel(Cancellation {
+                    object,
+                    force: false,
+                    recursive: true,
+                    reason,
+                }));
+            }
         }
     }
 
-    /// Notes what a call that came straight submits. What it submits while it is being interrupted ends with it.
+    /// Notes what a call that came straight submits.
     pub(crate) fn note_child(&mut self, parent: &Current, results: &[ObjectId]) {
-        let (Some(_), Some(result)) = (parent.caller, results.first()) else { return };
-        let children = self.children.entry(parent.tag).or_default();
-        match children.unwanted.clone() {
-            Some(reason) => self.cancel_child(*result, &reason),
-            None => children.results.push(*result),
+        if let (Some(_), Some(result)) = (parent.caller, results.first()) {
+            self.children.entry(parent.tag).or_default().push(*result);
         }
     }
 

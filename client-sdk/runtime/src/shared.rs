@@ -120,7 +120,7 @@ pub(crate) struct Inner {
     /// Who called what is queued or runs here, by tag; of calls that came straight from their callers.
     pub(crate) callers: Map<u64, ClientId>,
     /// What those submitted, by their tags.
-    pub(crate) children: Map<u64, Children>,
+    pub(crate) children: Map<u64, Vec<ObjectId>>,
     /// Answers to them.
     pub(crate) answers: Vec<(ClientId, Vec<NodeToClient>)>,
     /// Those that ended, for the task table …
@@ -131,14 +131,6 @@ pub(crate) struct Inner {
     pub(crate) gathered: usize,
     pub(crate) lost: Option<ClientError>,
     pub(crate) duty: Duty,
-}
-
-/// What a call that came straight submitted.
-#[derive(Debug, Default)]
-pub(crate) struct Children {
-    pub(crate) results: Vec<ObjectId>,
-    /// Its call was cancelled with all that it submits, for this reason.
-    pub(crate) unwanted: Option<String>,
 }
 
 /// A task that an executor runs.

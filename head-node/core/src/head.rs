@@ -80,7 +80,7 @@ pub struct Head {
     pub(crate) paused_actors: Vec<ObjectId>,
     /// What a task that has not ended submitted.
     pub(crate) children: Map<TaskId, Vec<TaskId>>,
-    /// Who wants a task ended that a node has: until it says that it is, what it submits is to follow.
+    /// Who wants a task ended that a node has, for its error should the node not come to say it.
     pub(crate) unwanted: Map<TaskId, Cancellation>,
     /// Tasks that yield items.
     pub(crate) streams: Streams,

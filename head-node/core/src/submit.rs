@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster_types::client_node::{Cancellation, FinishedOutcome};
+use cluster_types::client_node::FinishedOutcome;
 use cluster_types::task::Strategy;
 use cluster_types::{FailureKind, HeadToNode, Set, TaskKind, TaskSpec};
 
@@ -52,18 +52,11 @@ impl Head {
         if let Some(job) = self.jobs.get_mut(&spec.job) {
             job.submitters.insert(id.client);
         }
-        let follows = spec.parent.and_then(|parent| self.unwanted.get(&parent)).filter(|wish| wish.recursive);
-        let follows = follows.cloned().map(|wish| Cancellation { object: id.result(0), ..wish });
         if !spec.template.variants.is_empty() {
-            self.submit_choices(spec, state);
-        } else {
-            let task_ix = self.enter_shape(spec);
-            self.note(task_ix, state);
+            return self.submit_choices(spec, state);
         }
-        // What a task submits while it is being interrupted ends with it.
-        if let Some(wish) = follows {
-            self.cancel(&wish);
-        }
+        let task_ix = self.enter_shape(spec);
+        self.note(task_ix, state);
     }
 
     /// Enters a task into the table, counted by its shape.

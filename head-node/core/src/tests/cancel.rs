@@ -85,29 +85,6 @@ fn children_follow_if_asked() {
 }
 
 #[test]
-fn what_a_task_submits_while_it_is_interrupted_follows_too() {
-    for recursive in [true, false] {
-        let mut scene = Scene::cluster(&[4]);
-        let parent = scene.submit(&[]);
-        let running = scene.assigned_one();
-        cancel(&mut scene, parent.result(0), recursive);
-        let executor = scene.executor(1, 50);
-        let template = scene.template("f", Resources::cpus(1));
-        let mut spec = scene.spec(executor, template, &[]);
-        spec.parent = Some(parent);
-        let child = spec.id;
-        scene.tell(1, NodeToHead::Submit(spec));
-        if recursive {
-            assert!(scene.failed_with(1, child).message.contains("was cancelled: by the driver"));
-        } else {
-            scene.assigned_one();
-        }
-        scene.ended(&running, failed(FailureKind::Cancelled), Retry::No, None);
-        assert!(scene.head.unwanted.is_empty());
-    }
-}
-
-#[test]
 fn what_has_ended_or_was_put_stays_as_it_is() {
     let mut scene = Scene::cluster(&[1]);
     let task = scene.submit(&[]);
