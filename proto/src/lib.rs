@@ -5,6 +5,7 @@
 //! - [`frame`]: length-prefixed frames on a Unix socket.
 //! - [`auth`]: the cluster's token on every call.
 //! - [`heads`]: how a head that does not lead says who does.
+//! - [`session`]: what a client elsewhere and its gateway agree on.
 //! - [`stream`]: numbered frames on a gRPC stream, large batches cut into pieces.
 //! - [`v1`]: what the build generates, services included.
 //!
@@ -17,6 +18,7 @@ mod error;
 pub mod frame;
 pub mod heads;
 pub mod limits;
+pub mod session;
 pub mod strangers;
 pub mod stream;
 

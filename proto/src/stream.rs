@@ -8,6 +8,11 @@ use bytes::{Bytes, BytesMut};
 use crate::limits::{MAX_FRAME, MAX_GRPC_PAYLOAD};
 use crate::{WireError, v1};
 
+/// More frames than this, or …
+const ACKNOWLEDGE_FRAMES: u64 = 16;
+/// … more bytes, and an acknowledgement is owed.
+const ACKNOWLEDGE_BYTES: usize = 1 << 20;
+
 /// A frame's four fields, whichever of the generated types it came as.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
@@ -37,7 +42,21 @@ macro_rules! piece_is {
         }
     )*};
 }
-piece_is!(NodeFrame, HeadFrame, ClientFrame);
+piece_is!(NodeFrame, HeadFrame);
+
+impl From<v1::ClientFrame> for Piece {
+    fn from(frame: v1::ClientFrame) -> Self {
+        let v1::ClientFrame { seq, ack, payload, more, session: _ } = frame;
+        Piece { seq, ack, payload, more }
+    }
+}
+
+impl From<Piece> for v1::ClientFrame {
+    fn from(piece: Piece) -> Self {
+        let Piece { seq, ack, payload, more } = piece;
+        v1::ClientFrame { seq, ack, payload, more, session: None }
+    }
+}
 
 impl Piece {
     /// The first frame of a stream: not numbered.
@@ -65,8 +84,12 @@ pub struct StreamEnd {
     received: u64,
     /// What we last acknowledged of `received`.
     acked: u64,
+    /// Bytes received since.
+    unacked_bytes: usize,
     /// Sent and not acknowledged; empty unless resumable.
     kept: VecDeque<Piece>,
+    /// Bytes of what is kept.
+    kept_bytes: usize,
     /// Pieces of the batch being received.
     partial: BytesMut,
 }
@@ -86,12 +109,14 @@ impl StreamEnd {
     pub fn send(&mut self, mut batch: Bytes) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(batch.len() / MAX_GRPC_PAYLOAD + 1);
         self.acked = self.received;
+        self.unacked_bytes = 0;
         loop {
             let payload = batch.split_to(batch.len().min(MAX_GRPC_PAYLOAD));
             self.sent += 1;
             let more = !batch.is_empty();
             let piece = Piece { seq: self.sent, ack: self.received, payload, more };
             if self.resumable {
+                self.kept_bytes += piece.payload.len();
                 self.kept.push_back(piece.clone());
             }
             pieces.push(piece);
@@ -116,6 +141,7 @@ impl StreamEnd {
             return Err(WireError::Gap { got: seq, expected });
         }
         self.received = seq;
+        self.unacked_bytes += payload.len();
         let total = self.partial.len() + payload.len();
         if total > MAX_FRAME {
             return Err(WireError::FrameTooLong { announced: total as u64, limit: MAX_FRAME as u64 });
@@ -133,9 +159,15 @@ impl StreamEnd {
         self.received - self.acked
     }
 
+    /// Whether so much is not acknowledged that the other end should hear of it without waiting for a frame of ours.
+    pub fn owes_acknowledgement(&self) -> bool {
+        self.unacknowledged_received() >= ACKNOWLEDGE_FRAMES || self.unacked_bytes >= ACKNOWLEDGE_BYTES
+    }
+
     /// A frame that only acknowledges.
     pub fn acknowledgement(&mut self) -> Piece {
         self.acked = self.received;
+        self.unacked_bytes = 0;
         Piece { seq: 0, ack: self.acked, payload: Bytes::new(), more: false }
     }
 
@@ -155,8 +187,14 @@ impl StreamEnd {
         self.kept.len()
     }
 
+    /// Bytes of them.
+    pub fn unacknowledged_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
     fn acknowledged(&mut self, ack: u64) {
-        while self.kept.front().is_some_and(|piece| piece.seq <= ack) {
+        while let Some(piece) = self.kept.front().filter(|piece| piece.seq <= ack) {
+            self.kept_bytes -= piece.payload.len();
             self.kept.pop_front();
         }
     }
@@ -178,12 +216,13 @@ mod tests {
         }
         a.receive(Piece { ack: 1, ..Piece::hello(Bytes::new()) }).unwrap();
         assert_eq!(a.unacknowledged_sent(), 4);
+        assert_eq!(a.unacknowledged_bytes(), 2_500_005);
         for piece in a.replay(2) {
             seen.extend(b.receive(piece).unwrap());
         }
         assert_eq!(seen, batches);
         a.receive(b.acknowledgement()).unwrap();
-        assert_eq!(a.unacknowledged_sent(), 0);
+        assert_eq!((a.unacknowledged_sent(), a.unacknowledged_bytes()), (0, 0));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 """The measured program: one file, run unchanged under both systems, each in its own environment.
 
-    python program.py --system ray|concurrent_ml --rows ROW,ROW --seconds 2 --out FILE
+    python program.py --system ray|concurrent_ml --rows ROW,ROW --seconds 2 --out FILE [--address ADDRESS]
 
 The rows mean what they mean in Ray's own microbenchmark, with a few differences, the same for both systems: the
 clients of "multi client tasks async" are tasks that hold no CPU (not actors) and submit 2,500 tasks each (not
 10,000), and a batch of actor calls has 2,500 (not 5,000), so that a row takes seconds; the n of actor rows is 2.
+The rows of the remote client run with an address, and put their 0.8 GB as 20 values.
 """
 
 import argparse
@@ -23,6 +24,7 @@ arguments.add_argument("--system", choices=("ray", "concurrent_ml"), required=Tr
 arguments.add_argument("--rows", required=True)
 arguments.add_argument("--seconds", type=float, default=2.0)
 arguments.add_argument("--out", type=Path, required=True)
+arguments.add_argument("--address", help="of a cluster that runs; then without its shared memory")
 
 options = arguments.parse_args()
 api: Any = importlib.import_module(options.system)
@@ -154,6 +156,11 @@ def put_gigabytes() -> float:
     return rate(lambda: api.put(array), 0.8)
 
 
+def put_gigabytes_in_parts() -> float:
+    arrays = [np.zeros(5 * 1024 * 1024, dtype=np.int64) for _ in range(20)]
+    return rate(lambda: [api.put(array) for array in arrays], 0.8)
+
+
 def multi_client_put_gigabytes() -> float:
     return rate(lambda: api.get([client_of_large_puts.remote() for _ in range(10)]), 8.0)
 
@@ -255,6 +262,11 @@ ROWS: dict[str, Callable[[], float]] = {
     "n:n async-actor calls async": lambda: calls_from_many(AsyncServer),
     "items of a stream, read one by one": stream_items,
     "placement group create and removal": groups,
+    "remote client: get calls": get_calls,
+    "remote client: put calls": put_calls,
+    "remote client: put gigabytes": put_gigabytes_in_parts,
+    "remote client: 1:1 actor calls sync": actor_calls_sync,
+    "remote client: 1:1 actor calls async": lambda: thousand_calls(Server.remote()),
 }
 INIT = "init to first result"
 
@@ -262,7 +274,7 @@ INIT = "init to first result"
 def main() -> None:
     wanted = options.rows.split(",")
     begun = time.perf_counter()
-    api.init()
+    api.init(options.address)
     api.get(small_value.remote())
     results: dict[str, float] = {}
     failed = False

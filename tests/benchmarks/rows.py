@@ -73,6 +73,11 @@ BESIDE_RAY = (
     Row("n:n async-actor calls async", "/s", times_ray=8),
     Row("items of a stream, read one by one", "/s"),
     Row("placement group create and removal", "/s", times_ray=10),
+    Row("remote client: get calls", "/s", times_ray=8),
+    Row("remote client: put calls", "/s", times_ray=8),
+    Row("remote client: put gigabytes", "GB/s", times_ray=10),
+    Row("remote client: 1:1 actor calls sync", "/s", times_ray=8),
+    Row("remote client: 1:1 actor calls async", "/s", times_ray=8),
 )
 
 ALONE = (

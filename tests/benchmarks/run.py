@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.alone import MEASUREMENTS
+from benchmarks.remote import remote_cluster
 from benchmarks.rows import ALONE, BESIDE_RAY, Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,14 +55,35 @@ def chosen(rows: tuple[Row, ...], words: str) -> list[Row]:
 
 
 def one_round(system: str, rows: list[Row], seconds: float, deadline: float) -> dict[str, float]:
-    """Runs the program once under a system; what was measured before a failure counts, and the failure is shown."""
+    """Runs the program once under a system for the rows of each kind."""
+    far = [row for row in rows if row.name.startswith("remote client")]
+    near = [row for row in rows if row not in far]
+    figures = run_program(system, near, seconds, deadline) if near else {}
+    if far:
+        with remote_cluster(system) as address:
+            figures |= run_program(system, far, seconds, deadline, address)
+    return figures
+
+
+def run_program(
+    system: str, rows: list[Row], seconds: float, deadline: float, address: str | None = None
+) -> dict[str, float]:
+    """What was measured before a failure counts, and the failure is shown."""
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "figures.json", Path(folder) / "log"
         command = [INTERPRETERS[system], PROGRAM, "--system", system, "--seconds", str(seconds), "--out", out]
         command += ["--rows", ",".join(row.name for row in rows)]
+        command += ["--address", address] if address else []
+        # Not the cluster's own run directory: a program of another machine has none.
+        environment = {**os.environ, "CLUSTER_DIR": folder} if address else None
         with log.open("w") as stream:
             child = subprocess.Popen(
-                list(map(str, command)), stdout=stream, stderr=stream, cwd=folder, start_new_session=True
+                list(map(str, command)),
+                stdout=stream,
+                stderr=stream,
+                cwd=folder,
+                start_new_session=True,
+                env=environment,
             )
             try:
                 status = child.wait(timeout=deadline)

@@ -13,7 +13,7 @@ use cluster_types::{ClientId, ClientKind, NodeToClient};
 use tokio::sync::{Notify, watch};
 
 use crate::client_socket::ClientSocket;
-use crate::gateway::RemoteClient;
+use crate::gateway::Session;
 use crate::outbox::{OUTBOX_LOGS, OUTBOX_MAX, Outbox, Written};
 
 pub(crate) struct Client {
@@ -36,7 +36,7 @@ pub(crate) struct Client {
 
 pub(crate) enum ClientLink {
     Socket(Rc<SocketLink>),
-    Remote(RemoteClient),
+    Remote(Rc<Session>),
 }
 
 /// A client's socket, with what is to be written to it.

@@ -47,6 +47,8 @@ pub struct WorkerConfig {
     pub data_listen: SocketAddr,
     /// Where drivers of other machines attach; `None`: they cannot.
     pub gateway_listen: Option<SocketAddr>,
+    /// How long a driver of another machine may be out of touch before it counts as ended.
+    pub client_grace: std::time::Duration,
     /// The name or address by which other machines reach this one; empty: the data port's own address.
     pub advertise: String,
     /// Where objects go when memory is full; empty: in `dir`.

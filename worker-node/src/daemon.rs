@@ -72,7 +72,7 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
         handle.borrow().jobs.set_up(&config.dir, &config.head, &config.python, &archive);
         handle.start(store_notices, node.executor_events);
         if let Some(listener) = gateway {
-            let served = crate::gateway::serve(handle.clone(), listener).await;
+            let served = crate::gateway::serve(handle.clone(), listener, config.client_grace).await;
             let address = served.map_err(WorkerError::io("serve the gateway port"))?;
             hello.gateway_address = join(&host, address.port());
         }
@@ -92,6 +92,9 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
             () = handle.left() => Ok(()),
         };
         tracing::info!("ending");
+        handle
+            .borrow()
+            .part_with_remote_clients("the daemon that this program is attached to has been ended");
         supervisor.shutdown().await;
         ended
     })

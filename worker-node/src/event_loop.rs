@@ -487,7 +487,7 @@ impl Daemon {
     }
 
     /// Writes what was gathered: one frame and one system call for each peer.
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         let mut unflushed = std::mem::take(&mut self.unflushed);
         for client in unflushed.drain(..) {
             let Some(known) = self.clients.get_mut(&client) else { continue };

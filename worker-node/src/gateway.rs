@@ -1,81 +1,51 @@
 //! Drivers of machines without a daemon, over gRPC (rule T1). They share no memory; otherwise they are like others.
 
-use std::cell::RefCell;
+mod session;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use cluster_proto::auth::CheckToken;
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
+use cluster_proto::session::{GRACE_HEADER, KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN};
 use cluster_proto::strangers::{Incoming, Patience};
-use cluster_proto::stream::{Piece, StreamEnd};
+use cluster_proto::stream::StreamEnd;
 use cluster_proto::v1::client_service_server::{ClientService, ClientServiceServer};
 use cluster_proto::{Codec, v1};
-use cluster_types::{ClientHello, ClientKind, NodeToClient};
+use cluster_types::{ClientHello, ClientId, ClientKind, NodeToClient};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tokio_stream::{Stream, StreamExt};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clients::{Client, ClientLink};
-use crate::event_loop::Handle;
-use crate::head_link::unframe;
+use crate::event_loop::{Daemon, Handle};
 use crate::sockets::check_hello;
+
+pub(crate) use session::Session;
+use session::{Frames, FromClient, News};
 
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Frames of one client that wait for the event loop; beyond this its stream's flow control holds it back.
 const INCOMING_MAX: usize = 64;
-
-type Frames = mpsc::UnboundedSender<Result<v1::NodeFrame, Status>>;
-
-/// The writing half of a client's stream.
-pub(crate) struct RemoteClient {
-    end: RefCell<StreamEnd>,
-    /// `None` once closed. Bounded in bytes by the same limit as a socket's outbox.
-    frames: RefCell<Option<Frames>>,
-    backlog: Arc<AtomicUsize>,
-    closed: Arc<Notify>,
-}
-
-impl RemoteClient {
-    pub(crate) fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn send(&self, messages: &[NodeToClient], codec: &mut Codec, buffer: &mut BytesMut) {
-        codec.frame_node_messages(messages, buffer);
-        let batches = unframe(buffer);
-        let Some(frames) = &*self.frames.borrow() else { return };
-        for batch in batches {
-            for piece in self.end.borrow_mut().send(batch) {
-                self.backlog.fetch_add(piece.payload.len(), Ordering::Relaxed);
-                let _ = frames.send(Ok(piece.into()));
-            }
-        }
-    }
-
-    pub(crate) fn close(&self) {
-        self.frames.borrow_mut().take();
-        self.closed.notify_one();
-    }
-}
+/// A silent end acknowledges after this.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(100);
 
 /// A stream whose token was right, handed to the event loop.
 struct Arrived {
-    incoming: mpsc::Receiver<v1::ClientFrame>,
+    incoming: FromClient,
     frames: Frames,
-    backlog: Arc<AtomicUsize>,
 }
 
 /// What tonic calls; it knows nothing of the daemon, whose state is not for other threads.
 struct Door {
     arrivals: mpsc::Sender<Arrived>,
+    grace: Duration,
 }
 
 #[tonic::async_trait]
@@ -89,8 +59,7 @@ impl ClientService for Door {
         let mut stream = request.into_inner();
         let (incoming, receiver) = mpsc::channel(INCOMING_MAX);
         let (frames, outgoing) = mpsc::unbounded_channel();
-        let backlog = Arc::new(AtomicUsize::new(0));
-        let arrived = Arrived { incoming: receiver, frames, backlog: backlog.clone() };
+        let arrived = Arrived { incoming: receiver, frames };
         self.arrivals.send(arrived).await.map_err(|_| Status::unavailable("the daemon is ending"))?;
         // Ends with the stream, or when the event loop has parted with the client.
         tokio::spawn(async move {
@@ -100,21 +69,24 @@ impl ClientService for Door {
                 }
             }
         });
-        let counted = UnboundedReceiverStream::new(outgoing).map(move |frame| {
-            if let Ok(v1::NodeFrame { payload, .. }) = &frame {
-                backlog.fetch_sub(payload.len(), Ordering::Relaxed);
-            }
-            frame
-        });
-        Ok(Response::new(Box::pin(counted)))
+        let mut response: Response<Self::AttachStream> =
+            Response::new(Box::pin(UnboundedReceiverStream::new(outgoing)));
+        response.metadata_mut().insert(GRACE_HEADER, (self.grace.as_millis() as u64).into());
+        Ok(response)
     }
 }
 
 /// Starts serving; returns the address.
-pub(crate) async fn serve(handle: Handle, listener: TcpListener) -> std::io::Result<SocketAddr> {
+///
+/// A client that is away is waited for during `grace`, or as long as it asked for if that is less.
+pub(crate) async fn serve(
+    handle: Handle,
+    listener: TcpListener,
+    grace: Duration,
+) -> std::io::Result<SocketAddr> {
     let address = listener.local_addr()?;
     let (arrivals, mut arrived) = mpsc::channel(64);
-    let service = ClientServiceServer::new(Door { arrivals })
+    let service = ClientServiceServer::new(Door { arrivals, grace })
         .max_decoding_message_size(MAX_GRPC_MESSAGE)
         .max_encoding_message_size(MAX_GRPC_MESSAGE);
     let service = InterceptedService::new(service, CheckToken::new(&handle.borrow().token));
@@ -122,8 +94,8 @@ pub(crate) async fn serve(handle: Handle, listener: TcpListener) -> std::io::Res
     let files = InterceptedService::new(files, CheckToken::new(&handle.borrow().token));
     tokio::task::spawn_local(async move {
         let server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
             .add_service(service)
             .add_service(files)
             .serve_with_incoming(Incoming::new(listener, Patience::default()));
@@ -133,66 +105,43 @@ pub(crate) async fn serve(handle: Handle, listener: TcpListener) -> std::io::Res
     });
     tokio::task::spawn_local(async move {
         while let Some(stream) = arrived.recv().await {
-            tokio::task::spawn_local(greet(handle.clone(), stream));
+            tokio::task::spawn_local(greet(handle.clone(), stream, grace));
         }
     });
     Ok(address)
 }
 
 /// Hears the hello, then serves the client to its end.
-async fn greet(handle: Handle, mut arrived: Arrived) {
-    let first = timeout(HELLO_WITHIN, arrived.incoming.recv()).await;
-    let hello = match first {
-        Ok(Some(frame)) => Codec::decode_hello(frame.payload).map_err(|error| error.to_string()),
+async fn greet(handle: Handle, mut arrived: Arrived, grace: Duration) {
+    let first = match timeout(HELLO_WITHIN, arrived.incoming.recv()).await {
+        Ok(Some(frame)) => frame,
         Ok(None) => return,
-        Err(_) => Err("no hello came within 5 s".to_owned()),
+        Err(_) => return reject(&arrived, "no hello came within 5 s".to_owned()),
     };
-    let hello = match hello {
-        Ok(hello) => match check(&handle, &hello).await {
-            Ok(()) => hello,
-            Err(reason) => return reject(&arrived, reason),
-        },
-        Err(reason) => return reject(&arrived, reason),
+    let asked = first.session;
+    let hello = match Codec::decode_hello(first.payload) {
+        Ok(hello) => hello,
+        Err(error) => return reject(&arrived, error.to_string()),
     };
+    if let Some(v1::Session { id, resumed: true, received, .. }) = asked {
+        return resume(&handle, arrived, hello.client, id, received);
+    }
+    if let Err(reason) = check(&handle, &hello).await {
+        return reject(&arrived, reason);
+    }
     let ClientHello { client, kind, pid, .. } = hello;
-    let closed = Arc::new(Notify::new());
-    let link = RemoteClient {
-        end: RefCell::new(StreamEnd::once()),
-        frames: RefCell::new(Some(arrived.frames.clone())),
-        backlog: arrived.backlog.clone(),
-        closed: closed.clone(),
-    };
+    let grace = asked.map_or(grace, |asked| grace.min(Duration::from_millis(asked.grace_ms)));
+    let session = Session::new(asked.map(|asked| asked.id), grace, arrived.frames.clone());
     let (drained, drained_later) = watch::channel(false);
-    let known = Client::new(kind, ClientLink::Remote(link), drained_later);
+    let known = Client::new(kind, ClientLink::Remote(session.clone()), drained_later);
     if let Err(reason) = handle.borrow().attach(client, pid, known, false) {
         return reject(&arrived, reason);
     }
-    let Arrived { mut incoming, frames, .. } = arrived;
-    // The client's link holds the only one from here on, so that closing it ends the stream.
+    let Arrived { incoming, frames } = arrived;
+    // The session holds the only one from here on, so that closing it ends the stream.
     drop(frames);
     tracing::info!(%client, "remote client attached");
-    let mut end = StreamEnd::once();
-    loop {
-        let frame = tokio::select! {
-            frame = incoming.recv() => frame,
-            () = closed.notified() => None,
-        };
-        let Some(frame) = frame else { break };
-        let mut daemon = handle.borrow();
-        let taken = match end.receive(Piece::from(frame)) {
-            Ok(Some(batch)) => daemon.receive(client, batch).map(|_| ()),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        };
-        daemon.pump();
-        if let Err(reason) = taken {
-            tracing::warn!(%client, reason, "a remote client broke the protocol; parting with it");
-            daemon.tell_client(client, NodeToClient::Rejected { reason });
-            if let Some(known) = daemon.clients.get_mut(&client) {
-                known.closing = true;
-            }
-        }
-    }
+    serve_session(&handle, client, &session, incoming).await;
     drained.send_replace(true);
     tracing::info!(%client, "remote client ended");
     let mut daemon = handle.borrow();
@@ -200,11 +149,112 @@ async fn greet(handle: Handle, mut arrived: Arrived) {
     daemon.pump();
 }
 
+/// A client comes back.
+fn resume(handle: &Handle, arrived: Arrived, client: ClientId, id: u64, received: u64) {
+    let session = match handle.borrow().clients.get(&client).map(|known| &known.link) {
+        Some(ClientLink::Remote(session)) if session.is(id) => session.clone(),
+        _ => {
+            tracing::info!(%client, "a remote client came back too late, or to another daemon than it left");
+            let unknown = "the daemon knows nothing of this program any more: it was started anew since, or parted with \
+                           the program, or the program was away for longer than its grace period (CLUSTER_CLIENT_GRACE, \
+                           `cluster up --client-grace`)";
+            let _ = arrived.frames.send(Err(Status::not_found(unknown)));
+            return;
+        }
+    };
+    tracing::info!(%client, "remote client is back");
+    session.resume(arrived.frames, arrived.incoming, received);
+}
+
+/// Why a stream is read no more.
+enum Parted {
+    /// It broke.
+    Lost,
+    /// There is a newer one.
+    Replaced(FromClient),
+    /// The client said goodbye, or the daemon parts with it.
+    Over,
+}
+
+/// Serves a client across the streams that it comes on, until it ends or is away for too long.
+async fn serve_session(handle: &Handle, client: ClientId, session: &Session, mut incoming: FromClient) {
+    loop {
+        incoming = match read(handle, client, session, &mut incoming).await {
+            Parted::Replaced(next) => next,
+            Parted::Over => return,
+            Parted::Lost if session.grace().is_zero() => return,
+            Parted::Lost => {
+                session.lost();
+                tracing::info!(%client, grace = ?session.grace(), "lost touch with a remote client; waiting for it");
+                match timeout(session.grace(), session.news()).await {
+                    Ok(News::Back(next)) => next,
+                    Ok(News::Over) => return,
+                    Err(_) => return tracing::info!(%client, "a remote client did not come back"),
+                }
+            }
+        };
+    }
+}
+
+async fn read(handle: &Handle, client: ClientId, session: &Session, incoming: &mut FromClient) -> Parted {
+    loop {
+        let frame = tokio::select! {
+            frame = incoming.recv() => frame,
+            news = session.news() => return match news {
+                News::Back(next) => Parted::Replaced(next),
+                News::Over => Parted::Over,
+            },
+            () = sleep(ACKNOWLEDGE_AFTER), if session.has_to_acknowledge() => {
+                session.acknowledge();
+                continue;
+            }
+        };
+        let Some(frame) = frame else { return Parted::Lost };
+        let batch = session.receive(frame).map_err(|error| error.to_string());
+        let mut daemon = handle.borrow();
+        let taken = match batch {
+            Ok(Some(batch)) => daemon.receive(client, batch),
+            Ok(None) => continue,
+            Err(reason) => Err(reason),
+        };
+        daemon.pump();
+        match taken {
+            Ok(false) => {}
+            Ok(true) => return Parted::Over,
+            Err(reason) => {
+                tracing::warn!(%client, reason, "a remote client broke the protocol; parting with it");
+                daemon.part_with(client, reason);
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Says why, and ends the connection.
+    fn part_with(&mut self, client: ClientId, reason: String) {
+        self.tell_client(client, NodeToClient::Rejected { reason });
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.closing = true;
+        }
+    }
+
+    /// The daemon ends: clients of other machines would look for it for a long time.
+    pub(crate) fn part_with_remote_clients(&mut self, reason: &str) {
+        let is_remote = |known: &Client| matches!(known.link, ClientLink::Remote(_));
+        let remote: Vec<ClientId> =
+            self.clients.iter().filter(|(_, known)| is_remote(known)).map(|(client, _)| *client).collect();
+        for client in remote {
+            self.part_with(client, reason.to_owned());
+        }
+        self.flush();
+    }
+}
+
 async fn check(handle: &Handle, hello: &ClientHello) -> Result<(), String> {
     if matches!(hello.kind, ClientKind::Executor { .. }) {
         return Err("executors attach by Unix socket, not here".to_owned());
     }
-    check_hello(handle, hello).await
+    check_hello(handle, hello, false).await
 }
 
 fn reject(arrived: &Arrived, reason: String) {
@@ -212,7 +262,6 @@ fn reject(arrived: &Arrived, reason: String) {
     let mut batch = BytesMut::new();
     Codec::default().encode_node_batch(&[NodeToClient::Rejected { reason }], &mut batch);
     for piece in StreamEnd::once().send(batch.freeze()) {
-        arrived.backlog.fetch_add(piece.payload.len(), Ordering::Relaxed);
         let _ = arrived.frames.send(Ok(piece.into()));
     }
 }

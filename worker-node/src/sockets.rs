@@ -117,7 +117,7 @@ async fn greet(handle: Handle, stream: UnixStream) {
         Ok(Err(reason)) => return reject(&socket, reason).await,
         Err(_) => return reject(&socket, "no hello came within 5 s".to_owned()).await,
     };
-    if let Err(reason) = check_hello(&handle, &hello).await {
+    if let Err(reason) = check_hello(&handle, &hello, true).await {
         return reject(&socket, reason).await;
     }
     let (pid, pidfd) = match peer(&socket) {
@@ -272,8 +272,8 @@ async fn first_frame(socket: &ClientSocket, frames: &mut FrameReader) -> Result<
     }
 }
 
-/// What every client must show, however it came.
-pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello) -> Result<(), String> {
+/// What every client must show, however it came. `is_here`: it runs on this machine.
+pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello, is_here: bool) -> Result<(), String> {
     check_protocol("daemon", "client", hello.protocol).map_err(|error| error.to_string())?;
     if let Some(refusal) = token_refusal(&handle.borrow().token, Some(&hello.token)) {
         return Err(refusal);
@@ -281,8 +281,9 @@ pub(crate) async fn check_hello(handle: &Handle, hello: &ClientHello) -> Result<
     if let ClientKind::Driver { info, .. } = &hello.kind {
         let (mut interpreter, same) = {
             let daemon = handle.borrow();
-            // The same program has the same version; there is no need to wait for its imports.
-            let same = !info.python.is_empty() && daemon.supervisor.is_default_by_name(&info.python);
+            // The same program of this machine has the same version; there is no need to wait for its imports.
+            let same =
+                is_here && !info.python.is_empty() && daemon.supervisor.is_default_by_name(&info.python);
             (daemon.supervisor.interpreter(&info.python), same)
         };
         if info.python_version.is_empty() || same {

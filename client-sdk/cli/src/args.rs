@@ -254,6 +254,10 @@ pub struct UpArgs {
     /// The port for programs on machines without a daemon [default: 8267, or any if that is taken]
     #[arg(long, env = "CLUSTER_GATEWAY_PORT", value_name = "PORT", help_heading = "Network")]
     pub gateway_port: Option<u16>,
+    /// How long a program on a machine without a daemon may be out of touch, its laptop's lid closed, before what it
+    /// holds is let go of [default: 10m]
+    #[arg(long, env = "CLUSTER_CLIENT_GRACE", value_name = "TIME", value_parser = parse_time, help_heading = "Network")]
+    pub client_grace: Option<Duration>,
     /// How long SIGTERM lets what runs here end before the daemon does; 0 ends it at once [default: 25s]
     #[arg(long, env = "CLUSTER_DRAIN", value_name = "TIME", value_parser = parse_time)]
     pub drain: Option<Duration>,

@@ -19,14 +19,17 @@ pub const DEFAULT_DATA_PORT: u16 = 8266;
 pub const DEFAULT_GATEWAY_PORT: u16 = 8267;
 /// Below the half minute after which Kubernetes, for one, kills what has not ended.
 const DRAIN_SECONDS: f64 = 25.0;
+/// A walk from one meeting to the next, laptop closed.
+const CLIENT_GRACE_SECONDS: f64 = 600.0;
 
 /// The file's keys, in the order that help shows them.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 26] = [
     "host",
     "advertise",
     "port",
     "data_port",
     "gateway_port",
+    "client_grace_seconds",
     "num_cpus",
     "num_gpus",
     "memory",
@@ -58,6 +61,7 @@ pub struct FileConfig {
     port: Option<u16>,
     data_port: Option<u16>,
     gateway_port: Option<u16>,
+    client_grace_seconds: Option<f64>,
     #[serde(deserialize_with = "amount")]
     num_cpus: Option<f64>,
     #[serde(deserialize_with = "amount")]
@@ -101,6 +105,7 @@ pub struct UpConfig {
     pub data_port: u16,
     /// Whether another port will do when this one is taken.
     pub gateway_port: (u16, bool),
+    pub client_grace_ms: u64,
     pub offer: OfferConfig,
     pub token_file: Option<PathBuf>,
     pub loss_timeout_ms: u64,
@@ -179,6 +184,13 @@ impl UpConfig {
                 "`drain_seconds` is {drain}; it must lie between 0 (end at once) and a million"
             )));
         }
+        let grace = file.client_grace_seconds.unwrap_or(CLIENT_GRACE_SECONDS);
+        if !(0.0..=1e6).contains(&grace) {
+            return Err(CliError::Usage(format!(
+                "`client_grace_seconds` is {grace}; it must lie between 0 (a lost connection is the end) and a million"
+            )));
+        }
+        let grace = args.client_grace.unwrap_or(Duration::from_secs_f64(grace));
         let state = args.state.clone().filter(|url| !url.is_empty()).or(file.state.clone());
         let state: Option<EtcdUrl> = state
             .map(|url| url.parse())
@@ -202,6 +214,7 @@ impl UpConfig {
             port: args.port.or(file.port).unwrap_or(DEFAULT_PORT),
             data_port: args.data_port.or(file.data_port).unwrap_or(DEFAULT_DATA_PORT),
             gateway_port: (gateway.unwrap_or(DEFAULT_GATEWAY_PORT), gateway.is_none()),
+            client_grace_ms: grace.as_millis() as u64,
             token_file: token_file(&args.token, file.token_file.as_deref()),
             offer: OfferConfig {
                 num_cpus: args.offer.num_cpus.or(file.num_cpus),
@@ -470,6 +483,7 @@ mod tests {
             ("resources = { CPU = 1 }", "--num-cpus"),
             ("loss_timeout_seconds = 0", "between"),
             ("drain_seconds = -1", "between"),
+            ("client_grace_seconds = -1", "between"),
             ("lineage_memory = \"lots\"", "4GiB"),
             ("tasks_kept = -1", "tasks_kept"),
             ("durable = \"gs://bucket\"", "s3://bucket/prefix"),

@@ -43,6 +43,8 @@ pub struct WorkerSettings {
     pub offer: OfferConfig,
     pub data_listen: SocketAddr,
     pub gateway_listen: SocketAddr,
+    /// See [`WorkerConfig::client_grace`].
+    pub client_grace_ms: u64,
     pub advertise: String,
     /// See [`WorkerConfig::drain`].
     pub drain_ms: u64,
@@ -136,6 +138,7 @@ pub fn worker(args: &DaemonArgs) -> Result<(), CliError> {
         offer: offer(settings.offer),
         data_listen: settings.data_listen,
         gateway_listen: Some(settings.gateway_listen),
+        client_grace: Duration::from_millis(settings.client_grace_ms),
         advertise: settings.advertise,
         drain: Duration::from_millis(settings.drain_ms),
         ready: Some(ready),

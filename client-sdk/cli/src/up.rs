@@ -163,6 +163,7 @@ fn start_worker(config: &UpConfig, head: String, head_pid: Option<u32>) -> Resul
         offer: config.offer.clone(),
         data_listen: SocketAddr::new(host, config.data_port),
         gateway_listen: gateway,
+        client_grace_ms: config.client_grace_ms,
         advertise: advertised(config, host),
         drain_ms: config.drain_ms,
         log: LogSettings { path: dir.log("worker"), size: config.log_size },

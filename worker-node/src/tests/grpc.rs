@@ -88,12 +88,21 @@ async fn attach(
     token: &str,
     first: Bytes,
 ) -> Result<(channel::UnboundedSender<v1::ClientFrame>, Streaming<v1::NodeFrame>), Status> {
+    attach_in(None, address, token, first).await
+}
+
+async fn attach_in(
+    session: Option<v1::Session>,
+    address: SocketAddr,
+    token: &str,
+    first: Bytes,
+) -> Result<(channel::UnboundedSender<v1::ClientFrame>, Streaming<v1::NodeFrame>), Status> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
     let channel = endpoint.connect().await.unwrap();
     let mut client = ClientServiceClient::with_interceptor(channel, AddToken::new(token))
         .max_decoding_message_size(cluster_proto::limits::MAX_GRPC_MESSAGE);
     let (frames, outgoing) = channel::unbounded_channel();
-    frames.send(Piece::hello(first).into()).unwrap();
+    frames.send(v1::ClientFrame { session, ..Piece::hello(first).into() }).unwrap();
     let incoming = client.attach(UnboundedReceiverStream::new(outgoing)).await?.into_inner();
     Ok((frames, incoming))
 }
@@ -121,7 +130,7 @@ fn a_driver_of_another_machine_is_served_through_the_gateway() {
     on_one_thread(async {
         let (handle, seen) = daemon();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = crate::gateway::serve(handle, listener).await.unwrap();
+        let address = crate::gateway::serve(handle, listener, Duration::from_secs(60)).await.unwrap();
 
         let refused = attach(address, "a guess", Bytes::new()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unauthenticated);
@@ -131,6 +140,12 @@ fn a_driver_of_another_machine_is_served_through_the_gateway() {
             let (_frames, mut incoming) = attach(address, TOKEN, garbage).await.unwrap();
             assert!(matches!(messages(&mut incoming, 9).await[..], [NodeToClient::Rejected { .. }]));
         }
+
+        let other = ClientHello { protocol: PROTOCOL_VERSION + 1, ..hello(9, driver()) };
+        let (_frames, mut incoming) = attach(address, TOKEN, encoded(&other)).await.unwrap();
+        let told = messages(&mut incoming, 9).await;
+        let [NodeToClient::Rejected { reason }] = &told[..] else { panic!("{told:?}") };
+        assert!(reason.contains(&format!("{}", PROTOCOL_VERSION + 1)), "{reason}");
 
         let (frames, mut incoming) = attach(address, TOKEN, encoded(&hello(1, driver()))).await.unwrap();
         let told = messages(&mut incoming, 2).await;
@@ -152,6 +167,91 @@ fn a_driver_of_another_machine_is_served_through_the_gateway() {
         let ended = |event: &Event| matches!(event, Event::ClientEnded { client: ClientId(2) });
         until(|| seen.borrow().iter().any(ended)).await;
     });
+}
+
+#[test]
+fn a_client_that_comes_back_finds_what_it_missed() {
+    on_one_thread(async {
+        let (handle, seen) = daemon();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let grace = Duration::from_secs(60);
+        let address = crate::gateway::serve(handle.clone(), listener, grace).await.unwrap();
+        let session = |id, resumed, received| {
+            Some(v1::Session { id, resumed, received, grace_ms: if id == 7 { 60_000 } else { 1 } })
+        };
+        let first = encoded(&hello(1, driver()));
+        let (frames, mut incoming) =
+            attach_in(session(7, false, 0), address, TOKEN, first.clone()).await.unwrap();
+        let (mut here, mut decode) = (StreamEnd::resumable(), Codec::default());
+        let batch = here.receive(incoming.message().await.unwrap().unwrap().into()).unwrap();
+        assert!(matches!(decode.decode_node_batch(batch.unwrap()).unwrap()[0], NodeToClient::Welcome(_)));
+        // One batch arrives and is not known to have; of the next nothing does.
+        let mut query = BytesMut::new();
+        Codec::default().encode_client_batch(&[ClientToNode::Unblocked { tag: 5 }], &mut query);
+        for _ in 0..2 {
+            here.send(query.clone().freeze());
+        }
+        let sent: Vec<Piece> = here.replay(0).collect();
+        frames.send(sent[0].clone().into()).unwrap();
+        let heard = || {
+            let is_it = |event: &&Event| {
+                matches!(event, Event::FromClient { message: ClientToNode::Unblocked { tag: 5 }, .. })
+            };
+            seen.borrow().iter().filter(is_it).count()
+        };
+        until(|| heard() == 1).await;
+        drop((frames, incoming));
+        handle.borrow().tell_client(ClientId(1), NodeToClient::Notice { text: "while away".to_owned() });
+
+        let stranger =
+            attach_in(session(8, true, 0), address, TOKEN, first.clone()).await.unwrap().1.message().await;
+        assert_eq!(stranger.unwrap_err().code(), tonic::Code::NotFound);
+        let back = session(7, true, here.received());
+        let (frames, mut incoming) = attach_in(back, address, TOKEN, first).await.unwrap();
+        let place = incoming.message().await.unwrap().unwrap();
+        assert_eq!((place.seq, place.ack), (0, 1));
+        let again: Vec<Piece> = here.replay(place.ack).collect();
+        assert_eq!(again, sent[1..]);
+        for piece in sent {
+            frames.send(piece.into()).unwrap();
+        }
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            let frame = incoming.message().await.unwrap().unwrap();
+            let numbered = frame.seq > 0;
+            if let Some(batch) = here.receive(frame.into()).unwrap().filter(|_| numbered) {
+                told.extend(decode.decode_node_batch(batch).unwrap());
+            }
+        }
+        assert!(matches!(&told[..], [NodeToClient::Reply { .. }, NodeToClient::Notice { .. }]), "{told:?}");
+        until(|| heard() == 2).await;
+
+        // Another one is not waited for longer than it asked for.
+        let (frames, incoming) =
+            attach_in(session(9, false, 0), address, TOKEN, encoded(&hello(2, driver()))).await.unwrap();
+        drop((frames, incoming));
+        let ended = |event: &Event| matches!(event, Event::ClientEnded { client: ClientId(2) });
+        until(|| seen.borrow().iter().any(ended)).await;
+        assert!(
+            !seen.borrow().iter().any(|event| matches!(event, Event::ClientEnded { client: ClientId(1) }))
+        );
+        // The daemon's end is told.
+        handle.borrow().part_with_remote_clients("it ends");
+        let rest = messages_of(&mut incoming, &mut here).await;
+        assert!(matches!(&rest[..], [NodeToClient::Rejected { reason }] if reason == "it ends"), "{rest:?}");
+    });
+}
+
+/// All that comes until the end of the stream.
+async fn messages_of(incoming: &mut Streaming<v1::NodeFrame>, end: &mut StreamEnd) -> Vec<NodeToClient> {
+    let (mut codec, mut messages) = (Codec::default(), Vec::new());
+    while let Some(frame) = incoming.message().await.unwrap() {
+        let numbered = frame.seq > 0;
+        if let Some(batch) = end.receive(frame.into()).unwrap().filter(|_| numbered) {
+            messages.extend(codec.decode_node_batch(batch).unwrap());
+        }
+    }
+    messages
 }
 
 /// A head that admits every node, and parts with it after its first message.
