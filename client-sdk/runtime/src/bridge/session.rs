@@ -222,19 +222,10 @@ impl Session {
                 }
             };
             let only_acknowledges = frame.seq == 0;
-            let mut end = self.end.borrow_mut();
-            let batch = match end.receive(Piece::from(frame)) {
+            let batch = match self.take(frame) {
                 Ok(batch) => batch,
-                Err(error) => return Ended::Over(Some(error.to_string())),
+                Err(reason) => return Ended::Over(Some(reason)),
             };
-            if end.unacknowledged_bytes() <= WINDOW {
-                self.room.notify_one();
-            }
-            let owed = end.owes_acknowledgement().then(|| end.acknowledgement());
-            drop(end);
-            if let Some(piece) = owed {
-                self.pass(piece);
-            }
             if only_acknowledges {
                 continue;
             }
@@ -246,6 +237,19 @@ impl Session {
                 return Ended::Over(None);
             }
         }
+    }
+
+    /// Notes a frame of the gateway; the batch that it completes.
+    fn take(&self, frame: v1::NodeFrame) -> Result<Option<Bytes>, String> {
+        let mut end = self.end.borrow_mut();
+        let batch = end.receive(Piece::from(frame)).map_err(|error| error.to_string())?;
+        if end.unacknowledged_bytes() <= WINDOW {
+            self.room.notify_one();
+        }
+        let owed = end.owes_acknowledgement().then(|| end.acknowledgement());
+        drop(end);
+        owed.into_iter().for_each(|piece| self.pass(piece));
+        Ok(batch)
     }
 
     /// Tries to get another stream, until it is not worth it any more.
