@@ -227,9 +227,9 @@ fn a_client_that_comes_back_finds_what_it_missed() {
         until(|| heard() == 2).await;
 
         // Another one is not waited for longer than it asked for.
-        let (frames, incoming) =
+        let stream =
             attach_in(session(9, false, 0), address, TOKEN, encoded(&hello(2, driver()))).await.unwrap();
-        drop((frames, incoming));
+        drop(stream);
         let ended = |event: &Event| matches!(event, Event::ClientEnded { client: ClientId(2) });
         until(|| seen.borrow().iter().any(ended)).await;
         assert!(
