@@ -76,7 +76,7 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_wrong_uses_are_refused() -> None:
     with pytest.raises(TypeError, match="True or False"):
-        cml.remote(durable=1)(lambda: 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        cml.remote(durable=1)(lambda: 1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(cml.exceptions.ClusterConnectionError, match="s3://bucket/prefix"):
         cml.init(num_cpus=1, durable="gs://bucket")
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_what_cannot_cross_is_named_with_its_place(cml: Any, program: Any, value
 def test_a_result_of_python_that_cannot_cross_is_named(machine: Machine, examples: Path):
     done = subprocess.run(
         [examples / "with_python"],
-        env={**machine.environment, "VIRTUAL_ENV": str(Path(os.sys.executable).parents[1])},
+        env={**machine.environment, "VIRTUAL_ENV": str(Path(sys.executable).parents[1])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -24,7 +24,7 @@ def split(mapper: int):
 def join(reducer: int, *parts):
     digest = hashlib.sha256(str(reducer).encode())
     for part in parts:
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 

@@ -45,7 +45,7 @@ class AsyncMaker:
 def call(request: Any) -> Any:
     if request.param == "task":
         return cml.remote(items)
-    many = {"max_concurrency": 4} if request.param == "threads" else {}
+    many: dict[str, Any] = {"max_concurrency": 4} if request.param == "threads" else {}
     made = AsyncMaker if request.param == "coroutines" else Maker
     return cml.remote(made).options(**many).remote().items
 
