@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Figures = dict[str, float]
+
+PROGRAMS = Path(__file__).resolve().parents[2] / ".venv/bin"
 
 SUBMIT = "job: submit of `true` to finished"
 SENT_AGAIN = "job: 1 GB working directory sent again after one changed line"
@@ -25,7 +26,12 @@ def cluster() -> Iterator[dict[str, str]]:
     """The environment in which the command finds a cluster of two CPUs on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
-        environment = {**inherited, "CLUSTER_DIR": f"{folder}/run", "XDG_CACHE_HOME": f"{folder}/cache"}
+        environment = {
+            **inherited,
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "CLUSTER_DIR": f"{folder}/run",
+            "XDG_CACHE_HOME": f"{folder}/cache",
+        }
         ports = ["--port", "0", "--data-port", "0", "--gateway-port", "0"]
         command = ["cluster", "up", *ports, "--num-cpus", "2", "--json"]
         up = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -94,8 +100,6 @@ print(json.dumps([first, 1000 * apart]))
 
 def environments() -> Figures:
     """Packages that are small, so that their download says nothing; before it a similar set fills uv's cache."""
-    if not shutil.which("uv"):
-        return {}
     with cluster() as environment, tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "program.py")
         program.write_text(ENVIRONMENTS)

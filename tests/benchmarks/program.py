@@ -260,7 +260,7 @@ ROWS: dict[str, Callable[[], float]] = {
     "1:1 async-actor calls async": lambda: thousand_calls(AsyncServer.remote()),
     "1:1 async-actor calls with args async": async_actor_calls_with_args,
     "n:n async-actor calls async": lambda: calls_from_many(AsyncServer),
-    "items of a stream, read one by one": stream_items,
+    "items of a stream read one by one": stream_items,
     "placement group create and removal": groups,
     "remote client: get calls": get_calls,
     "remote client: put calls": put_calls,

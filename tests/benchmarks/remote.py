@@ -43,10 +43,14 @@ def _ours(folder: str) -> Iterator[str]:
 
 def _ray() -> Iterator[str]:
     command = str(ROOT / ".bench-venv/bin/ray")
-    start = [command, "start", "--head", "--port", "6390", "--ray-client-server-port", "10011"]
+    # Its workers have the ports from 10002 to 19999.
+    start = [command, "start", "--head", "--port", "6390", "--ray-client-server-port", "20011"]
     start += ["--include-dashboard", "false", "--disable-usage-stats"]
+    # Without the token that its client has no option for; a program started below inherits it.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     subprocess.run(start, check=True, capture_output=True, timeout=120)
     try:
-        yield "ray://127.0.0.1:10011"
+        yield "ray://127.0.0.1:20011"
     finally:
+        del os.environ["RAY_AUTH_MODE"]
         subprocess.run([command, "stop", "--force"], check=False, capture_output=True, timeout=60)

@@ -71,7 +71,7 @@ BESIDE_RAY = (
     Row("1:1 async-actor calls async", "/s", times_ray=8),
     Row("1:1 async-actor calls with args async", "/s", times_ray=8),
     Row("n:n async-actor calls async", "/s", times_ray=8),
-    Row("items of a stream, read one by one", "/s"),
+    Row("items of a stream read one by one", "/s"),
     Row("placement group create and removal", "/s", times_ray=10),
     Row("remote client: get calls", "/s", times_ray=8),
     Row("remote client: put calls", "/s", times_ray=8),

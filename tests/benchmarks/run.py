@@ -60,8 +60,11 @@ def one_round(system: str, rows: list[Row], seconds: float, deadline: float) -> 
     near = [row for row in rows if row not in far]
     figures = run_program(system, near, seconds, deadline) if near else {}
     if far:
-        with remote_cluster(system) as address:
-            figures |= run_program(system, far, seconds, deadline, address)
+        try:
+            with remote_cluster(system) as address:
+                figures |= run_program(system, far, seconds, deadline, address)
+        except subprocess.CalledProcessError as error:
+            print(f"{system} did not start: {error.stderr.decode()[-3000:]}", file=sys.stderr)
     return figures
 
 
@@ -128,7 +131,10 @@ def alone(rows: list[Row], rounds: int) -> Figures:
                 print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
                 break
             for name in wanted:
-                figures[name]["concurrent_ml"].append(results[name])
+                if name in results:
+                    figures[name]["concurrent_ml"].append(results[name])
+                else:
+                    print(f"not measured here: {name}", file=sys.stderr)
     return figures
 
 
