@@ -22,6 +22,11 @@ const RETRY_EVERY: Span = Span::millis(100);
 /// Between two recalls of free memory that nobody waits for.
 const RECALL_EVERY: Span = Span::secs(5);
 
+/// The length of the smallest segment that a client gets who wants these bytes.
+pub(crate) fn smallest_segment(bytes: u64) -> u64 {
+    bytes.max(SMALLEST).next_multiple_of(PAGE)
+}
+
 /// Something that waits for bytes of memory, in the order it came.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Want {
@@ -51,7 +56,9 @@ pub(crate) struct Memories {
     pub(crate) admissions: VecDeque<TaskId>,
     /// Bytes reserved for objects under way.
     pub(crate) arriving: Map<ObjectId, u64>,
-    /// Objects being written to disk or given up by their writers.
+    /// A batch of objects is being written to disk.
+    pub(crate) writing: bool,
+    /// Objects being given up by their writers.
     pub(crate) leaving: u32,
     pub(crate) stuck_since: Option<Time>,
     pub(crate) next_recall: Time,
@@ -129,7 +136,7 @@ impl Node {
                     return true;
                 };
                 let wished = (bytes.div_ceil(2 << 20) * (2 << 20)).max(known.growth);
-                let len = if wished <= free { wished } else { bytes.max(SMALLEST).div_ceil(PAGE) * PAGE };
+                let len = if wished <= free { wished } else { smallest_segment(bytes) };
                 if len > free {
                     return false;
                 }

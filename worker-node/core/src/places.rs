@@ -137,6 +137,14 @@ impl Node {
         }
     }
 
+    /// It is the next to go, if it may go at all.
+    pub(crate) fn comes_first(&mut self, object: ObjectId) {
+        let Some(known) = self.objects.get_mut(&object).filter(|known| known.can_spill()) else { return };
+        if !std::mem::replace(&mut known.idle, true) {
+            self.memory.idle.turns.push_front((known.used, object));
+        }
+    }
+
     /// Its writer would not give it up: not again before the next tick.
     pub(crate) fn refused_to_go(&mut self, object: ObjectId) {
         if let Some(known) = self.objects.get_mut(&object).filter(|known| known.can_spill() && !known.idle) {

@@ -6,7 +6,7 @@ use cluster_types::{ClientId, Failure, NodeToClient, ObjectId, Span};
 
 use crate::clients::Client;
 use crate::event::Effect;
-use crate::memory::{PAGE, Want};
+use crate::memory::{PAGE, Want, smallest_segment};
 use crate::node::Node;
 use crate::objects::Writer;
 
@@ -24,40 +24,91 @@ impl Node {
             self.recall(effects);
         }
         self.recall_views(effects);
-        if self.memory.leaving > 0 {
-            return false;
-        }
         let before = self.free_memory();
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some(object) = self.next_idle() {
-            let Some(known) = self.objects.get_mut(&object) else { continue };
-            let Some(memory) = known.memory else { continue };
-            bytes += memory.location.len;
-            if known.disk {
-                self.give_up(object, effects);
-            } else {
-                known.spilling = true;
-                batch.push((object, memory.location));
-            }
-            if bytes >= BATCH {
-                break;
-            }
+        if self.memory.leaving == 0 {
+            self.give_up_written(effects);
         }
-        if !batch.is_empty() {
-            self.memory.leaving += 1;
-            effects.push(Effect::Spill { objects: batch });
-        }
+        self.write_next(effects);
         if self.free_memory() > before {
             return true;
         }
-        if self.memory.leaving > 0 {
+        if self.memory.leaving > 0 || self.memory.writing {
             return false;
         }
         if self.lend_less() {
             return self.press(effects);
         }
         self.now.since(since) >= PATIENCE && self.go_beyond(effects)
+    }
+
+    /// The next objects in turn leave memory, as far as they are on disk: as many as are needed, and a batch at most.
+    fn give_up_written(&mut self, effects: &mut Vec<Effect>) {
+        let mut bytes = 0;
+        while bytes < BATCH
+            && !self.has_room_for_first()
+            && let Some(object) = self.next_idle()
+        {
+            if !self.is_on_disk(object) {
+                self.comes_first(object);
+                break;
+            }
+            bytes += self.bytes_in_memory(object);
+            self.give_up(object, effects);
+        }
+    }
+
+    /// Writes the next batch, unless one is written already, so that the disk works while writers fill what the batch
+    /// before left to them. Its objects stay in memory until somebody needs the room.
+    fn write_next(&mut self, effects: &mut Vec<Effect>) {
+        if self.memory.writing {
+            return;
+        }
+        let Some(first) = self.next_idle() else { return };
+        self.comes_first(first);
+        if self.is_on_disk(first) {
+            return;
+        }
+        let (mut batch, mut written) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        while bytes < BATCH
+            && let Some(object) = self.next_idle()
+        {
+            bytes += self.bytes_in_memory(object);
+            let Some(known) = self.objects.get_mut(&object) else { continue };
+            match known.memory {
+                Some(memory) if !known.disk => {
+                    known.spilling = true;
+                    batch.push((object, memory.location));
+                }
+                _ => written.push(object),
+            }
+        }
+        for object in written.into_iter().rev() {
+            self.comes_first(object);
+        }
+        if !batch.is_empty() {
+            self.memory.writing = true;
+            effects.push(Effect::Spill { objects: batch });
+        }
+    }
+
+    /// What the daemon itself wrote is free at once. (Writers are asked for a whole batch, since their answer takes a
+    /// while.) A machine that has no memory needs all that can go.
+    fn has_room_for_first(&self) -> bool {
+        let needed = match self.memory.wants.front() {
+            Some(Want::Lease { bytes, .. }) => smallest_segment(*bytes),
+            Some(Want::Object(object)) => self.objects.get(object).map_or(0, |known| known.size),
+            None => return false,
+        };
+        self.memory.refused_since.is_none() && self.free_memory() >= needed
+    }
+
+    fn is_on_disk(&self, object: ObjectId) -> bool {
+        self.objects.get(&object).is_some_and(|known| known.disk)
+    }
+
+    fn bytes_in_memory(&self, object: ObjectId) -> u64 {
+        self.objects.get(&object).and_then(|known| known.memory).map_or(0, |memory| memory.location.len)
     }
 
     /// Rule P4: nothing can go, so the first who waits gets memory that lies in a file, or beyond the limit. True if
@@ -113,8 +164,9 @@ impl Node {
     }
 
     pub(crate) fn spilled(&mut self, objects: Vec<ObjectId>, effects: &mut Vec<Effect>) {
-        self.memory.leaving = self.memory.leaving.saturating_sub(1);
-        for object in objects {
+        self.memory.writing = false;
+        // They left the front of the queue, and go back there.
+        for object in objects.into_iter().rev() {
             let Some(known) = self.objects.get_mut(&object) else {
                 // Dropped while it was being written.
                 effects.push(Effect::DeleteSpilled { object });
@@ -125,8 +177,8 @@ impl Node {
             self.memory.spilled += known.size;
             if known.freed {
                 self.maybe_free(object, effects);
-            } else if known.can_spill() {
-                self.give_up(object, effects);
+            } else {
+                self.comes_first(object);
             }
         }
         self.make_room(effects);
@@ -210,13 +262,17 @@ impl Node {
         failure: &Failure,
         effects: &mut Vec<Effect>,
     ) {
-        self.memory.leaving = self.memory.leaving.saturating_sub(1);
+        self.memory.writing = false;
         for object in objects {
             if let Some(known) = self.objects.get_mut(&object) {
                 known.spilling = false;
             }
             self.let_go(object);
             self.maybe_free(object, effects);
+        }
+        // It was written ahead: what others give up may do.
+        if self.memory.leaving > 0 {
+            return;
         }
         // Nothing else can make room: whoever waits is told. Attempts wait on, for those that run to end.
         for want in std::mem::take(&mut self.memory.wants) {

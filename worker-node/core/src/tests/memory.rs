@@ -81,6 +81,82 @@ fn a_writer_that_waits_takes_the_range_that_it_gives_up() {
     assert!(!scene.todo().iter().any(|effect| matches!(effect, Effect::CreateSegment { .. })));
 }
 
+/// A store of 256 MiB, full of puts 2.. of 32 MiB each, of which the driver wants one more.
+fn full_of_large() -> Scene {
+    let mut scene = Scene::with_store(256 * MIB);
+    let (segment, _) = scene.lease(DRIVER, 256 * MIB);
+    for n in 0..8 {
+        scene.escaped(put(2 + n), at(segment, n * 32 * MIB, 32 * MIB));
+    }
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 32 * MIB });
+    scene
+}
+
+fn evicted_of(told: &[NodeToClient]) -> Vec<ObjectId> {
+    let of = |told: &NodeToClient| match told {
+        NodeToClient::Evict { object } => Some(*object),
+        _ => None,
+    };
+    told.iter().filter_map(of).collect()
+}
+
+#[test]
+fn the_next_batch_is_written_while_writers_fill_what_the_first_left() {
+    let mut scene = full_of_large();
+    let first = spill_of(&scene.todo());
+    assert_eq!(first, [put(2), put(3)]);
+    scene.event(Event::Spilled { objects: first.clone() });
+    let next: Vec<_> =
+        scene.todo().into_iter().filter(|effect| matches!(effect, Effect::Spill { .. })).collect();
+    assert_eq!(spill_of(&next), [put(4), put(5)]);
+    assert_eq!(evicted_of(&scene.told(DRIVER)), first);
+    for object in &first {
+        scene.driver_says(ClientToNode::Evicted { object: *object, freed: true });
+    }
+    scene.said.clear();
+    // They stay in memory, and nothing more is written, until somebody needs the room.
+    scene.event(Event::Spilled { objects: vec![put(4), put(5)] });
+    assert_eq!((scene.todo(), scene.told(DRIVER)), (vec![], vec![]));
+    // Then they go at once.
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 32 * MIB });
+    assert_eq!(evicted_of(&scene.told(DRIVER)), [put(4), put(5)]);
+    let next: Vec<_> =
+        scene.todo().into_iter().filter(|effect| matches!(effect, Effect::Spill { .. })).collect();
+    assert_eq!(spill_of(&next), [put(6), put(7)]);
+}
+
+#[test]
+fn no_more_of_the_daemons_own_memory_is_given_up_than_is_needed() {
+    let mut scene = Scene::with_store(128 * MIB);
+    for n in 0..3 {
+        let object = task(10 + n).result(0);
+        scene.driver_says(ClientToNode::Get(vec![object]));
+        scene.head(HeadToNode::Located { object, located: elsewhere(40 * MIB) });
+        scene.event(Event::Stored { object, location: own(n * 40 * MIB, 40 * MIB) });
+        scene.driver_says(ClientToNode::Release(vec![object]));
+    }
+    scene.said.clear();
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 40 * MIB });
+    let written = spill_of(&scene.todo());
+    assert_eq!(written.len(), 2);
+    scene.event(Event::Spilled { objects: written });
+    let freed = |effect: &&Effect| matches!(effect, Effect::FreeOwn(_));
+    assert_eq!(scene.said.iter().filter(freed).count(), 1);
+}
+
+#[test]
+fn a_full_disk_is_not_told_while_others_give_up_what_was_written_before() {
+    let mut scene = full_of_large();
+    let first = spill_of(&scene.todo());
+    scene.event(Event::Spilled { objects: first.clone() });
+    scene.said.clear();
+    scene
+        .event(Event::SpillFailed { objects: vec![put(4), put(5)], failure: failed(FailureKind::OutOfDisk) });
+    assert_eq!(scene.told(DRIVER), []);
+    scene.driver_says(ClientToNode::Evicted { object: first[0], freed: true });
+    assert!(!scene.told(DRIVER).iter().any(|told| matches!(told, NodeToClient::NoMemory { .. })));
+}
+
 #[test]
 fn what_somebody_sees_is_not_spilled() {
     let (mut scene, _) = full();

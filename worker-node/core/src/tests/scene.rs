@@ -63,12 +63,16 @@ pub fn admitted() -> HeadToNode {
 impl Scene {
     /// Nobody is there yet, not even the head.
     pub fn alone() -> Self {
+        Self::alone_with_store(64 * MIB)
+    }
+
+    fn alone_with_store(store_capacity: u64) -> Self {
         let config = NodeConfig {
             node: NodeId(1),
             hostname: "here".into(),
             resources: Resources::cpus(2),
             cores: 2,
-            store_capacity: 64 * MIB,
+            store_capacity,
             idle_executors: 1,
             idle_timeout: Span::secs(60),
             head_may_restart: true,
@@ -90,7 +94,12 @@ impl Scene {
 
     /// The head, a driver, and its function.
     pub fn new() -> Self {
-        let mut scene = Self::alone();
+        Self::with_store(64 * MIB)
+    }
+
+    /// The same with another store.
+    pub fn with_store(bytes: u64) -> Self {
+        let mut scene = Self::alone_with_store(bytes);
         scene.head(admitted());
         scene.driver(true);
         scene.said.clear();
