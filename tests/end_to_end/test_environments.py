@@ -127,8 +127,30 @@ def loaded():
     import sys
     return "sqlite3" in sys.modules
 print(cml.get([loaded.remote(), loaded.options(runtime_env={{"preload": ["sqlite3"]}}).remote()]))
+
+@cml.remote
+def outer():
+    return cml.get(child.remote())
+print(cml.get(outer.options(runtime_env={{"env_vars": {{"COLOUR": "blue"}}}}).remote()))
 """)
-    assert done.stdout.splitlines() == ["(3, 'red', True)", "(3, False)", "[False, True]"]
+    assert done.stdout.splitlines() == ["(3, 'red', True)", "(3, False)", "[False, True]", "('blue', False)"]
+
+
+def test_a_tasks_environment_is_laid_over_its_jobs(cluster: Machine, project: Path):
+    done = cluster.program(f"""
+import os
+import concurrent_ml as cml
+cml.init(runtime_env={{"working_dir": {str(project)!r}, "env_vars": {{"COLOUR": "red", "SHAPE": "round"}}}})
+
+@cml.remote
+def found():
+    import sys
+    return open("data.txt").read(), os.environ["COLOUR"], os.environ["SHAPE"], "sqlite3" in sys.modules
+
+own = {{"preload": ["sqlite3"], "env_vars": {{"COLOUR": "blue"}}}}
+print(cml.get([found.remote(), found.options(runtime_env=own).remote()]))
+""")
+    assert done.stdout == "[('4', 'red', 'round', False), ('4', 'blue', 'round', True)]\n"
 
 
 @pytest.mark.parametrize(
@@ -273,3 +295,26 @@ def test_files_come_from_outside_to_every_node(net: Network, project: Path):
     run = ["run", "--num-cpus", "1", "--working-dir", str(project), "--", "python", "main.py"]
     done: subprocess.CompletedProcess[str] = outside.cluster(*run, timeout=60)
     assert "12 3" in done.stdout.splitlines()[-1]
+
+
+def test_files_that_a_task_names_are_fetched_from_its_node(net: Network, project: Path):
+    a, b = net.host("a"), net.host("b")
+    a.cluster_up(num_cpus=1, resources={"a": 1})
+    b.cluster_join(a, num_cpus=1, resources={"b": 1})
+    done = a.python(f"""
+import os
+import concurrent_ml as cml
+cml.init()
+
+@cml.remote(resources={{"b": 1}})
+def inner():
+    import model
+    return model.WEIGHT, open("data.txt").read(), os.path.exists("checkpoint.bin")
+
+@cml.remote(resources={{"a": 1}})
+def outer():
+    return cml.get(inner.options(runtime_env={{"working_dir": {str(project)!r}}}).remote())
+
+print(cml.get(outer.remote(), timeout=30))
+""")
+    assert done.stdout == "(3, '4', False)\n"

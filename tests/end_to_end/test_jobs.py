@@ -66,7 +66,8 @@ def test_a_program_runs_and_its_output_and_exit_code_are_kept(cluster: Cluster):
     assert "exit code 0" in cluster("job", "hello").stdout
     cluster("delete", job)
     assert "no job" in cluster("logs", job, check=False).stderr
-    assert not list((cluster.directory / "logs").glob("job-*"))
+    logs = cluster.directory / "logs"
+    wait_until(lambda: not list(logs.glob("job-*")), 10, "they are deleted")
 
 
 def test_a_python_program_inside_joins_the_cluster(cluster: Cluster):
@@ -217,11 +218,15 @@ cml.get(speak.options(name="first").remote("from the first"))
 cml.get(speak.options(name="second").remote("from the second"))
 speaker = Speaker.options(name="speaker", lifetime="detached").remote()
 cml.get(speaker.speak.remote("from the actor"))
+gone = Speaker.options(name="gone").remote()
+cml.get(gone.speak.remote("from an actor that is gone"))
+cml.kill(gone)
 """)
     tasks = json.loads(cluster("list", "tasks", "--json").stdout)
     [first] = [task["id"] for task in tasks if task["name"] == "first"]
     wait_until(lambda: cluster("logs", "--task", first).stdout == "from the first\n", 10, "it is kept")
     wait_until(lambda: "from the actor\n" in cluster("logs", "--actor", "speaker").stdout, 10, "it is kept")
+    assert cluster("logs", "--actor", "gone").stdout.endswith("from an actor that is gone\n")
     [node] = json.loads(cluster("list", "nodes", "--json").stdout)
     assert "admitted by the head" in cluster("logs", "--node", node["hostname"]).stdout
 

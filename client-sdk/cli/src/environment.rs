@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cluster_packages::{Chunks, DEFAULT_LIMIT, PackageError};
+use cluster_packages::{Chunks, DEFAULT_LIMIT, PackageError, Progress};
 use cluster_types::job::{Package, RuntimeEnv};
 use serde::Deserialize;
 
@@ -74,7 +74,7 @@ pub fn pack_for(args: &PackArgs) -> Result<(), CliError> {
 
 /// Where files are brought.
 enum Shelf {
-    /// To this machine's daemon, which has no gateway.
+    /// To this machine's daemon.
     Here(Chunks),
     /// Its address, and the token.
     There(String, String),
@@ -109,14 +109,23 @@ impl Shelf {
         let at = match self {
             Shelf::Here(chunks) => {
                 cluster_packages::keep(&packed, chunks).map_err(failed)?;
-                String::new()
+                // Other nodes fetch them from this one.
+                chunks.gateway()
             }
             Shelf::There(gateway, token) => {
                 let begun = Instant::now();
                 let shows = std::io::stderr().is_terminal();
-                let tell = |done: u64, total: u64| {
-                    if shows && begun.elapsed() > TOLD_AFTER {
+                let tell = |progress: Progress<'_>| match progress {
+                    Progress::Sent(done, total) if shows && begun.elapsed() > TOLD_AFTER => {
                         eprint!("\rsending {}: {} of {} MiB ", path.display(), done >> 20, total >> 20);
+                    }
+                    Progress::Sent(..) => {}
+                    Progress::Lost(reason, within) => {
+                        let minutes = within.as_secs() / 60;
+                        eprintln!(
+                            "(sending {} is cut off ({reason}); trying on for {minutes} minutes)",
+                            path.display()
+                        );
                     }
                 };
                 let sent = cluster_packages::send(&packed, gateway, token, tell);

@@ -152,9 +152,14 @@ fn send(args: &ProgramArgs) -> Result<(JobView, String), CliError> {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64),
     };
+    let was_there = spec.runtime_env.working_dir.is_some() || !spec.runtime_env.py_modules.is_empty();
     let id = getrandom::u32().map_err(|error| CliError::Failed(format!("no random numbers: {error}")))?;
     let query = Query::SubmitJob { job: JobId(id).to_string(), spec: Box::new(spec) };
-    let (address, reply) = ask(&args.ask, query)?;
+    let (address, reply) = match was_there {
+        // Whoever asks again, because the answer was lost, has submitted once.
+        true => patiently(|| ask(&args.ask, query.clone()))?,
+        false => ask(&args.ask, query)?,
+    };
     Ok((only(reply)?, address))
 }
 

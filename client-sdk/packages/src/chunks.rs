@@ -60,6 +60,11 @@ impl<'de> Deserialize<'de> for ChunkName {
 /// Chunks used within this time are never deleted: a job may be about to fetch them.
 const KEPT_AT_LEAST: Duration = Duration::from_secs(3600);
 
+/// The file with its node's gateway.
+const GATEWAY: &str = "gateway";
+/// How the names of files begin that are being written.
+const BEGUN: &str = "new-";
+
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 /// See the module. Many processes may use one directory at a time.
@@ -72,6 +77,20 @@ impl Chunks {
     /// Those in this directory, which need not exist.
     pub fn new(directory: &Path) -> Chunks {
         Chunks { directory: directory.to_path_buf() }
+    }
+
+    /// From where other nodes may fetch them: this node's gateway.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_gateway(&self, address: &str) -> std::io::Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        fs::write(self.directory.join(GATEWAY), address)
+    }
+
+    /// As `set_gateway` was told; empty where there is none.
+    pub fn gateway(&self) -> String {
+        fs::read_to_string(self.directory.join(GATEWAY)).unwrap_or_default()
     }
 
     /// Where one is, or would be.
@@ -118,7 +137,7 @@ impl Chunks {
             fs::create_dir_all(parent)?;
         }
         let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.directory.join(format!("new-{}-{number}", std::process::id()));
+        let temporary = self.directory.join(format!("{BEGUN}{}-{number}", std::process::id()));
         let written = File::create(&temporary).and_then(|mut file| file.write_all(bytes));
         if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
             let _ = fs::remove_file(&temporary);
@@ -127,10 +146,19 @@ impl Chunks {
         Ok(name)
     }
 
-    /// Deletes those that were not used for longest until they take no more than this.
+    /// Deletes those that were not used for longest until they take no more than this, and what somebody began to
+    /// write who was killed.
     pub fn keep_below(&self, limit: u64) {
+        let age = |used: SystemTime| SystemTime::now().duration_since(used).unwrap_or_default();
         let mut all: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for directory in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if directory.file_name().as_encoded_bytes().starts_with(BEGUN.as_bytes()) {
+                let begun = directory.metadata().and_then(|about| about.modified());
+                if begun.is_ok_and(|begun| age(begun) > KEPT_AT_LEAST) {
+                    let _ = fs::remove_file(directory.path());
+                }
+                continue;
+            }
             for entry in fs::read_dir(directory.path()).into_iter().flatten().flatten() {
                 if let Ok(about) = entry.metadata() {
                     all.push((about.modified().unwrap_or(SystemTime::UNIX_EPOCH), about.len(), entry.path()));
@@ -140,8 +168,7 @@ impl Chunks {
         let mut total: u64 = all.iter().map(|(_, size, _)| size).sum();
         all.sort();
         for (used, size, path) in all {
-            let age = SystemTime::now().duration_since(used).unwrap_or_default();
-            if total <= limit || age < KEPT_AT_LEAST {
+            if total <= limit || age(used) < KEPT_AT_LEAST {
                 return;
             }
             if fs::remove_file(path).is_ok() {
@@ -181,5 +208,19 @@ mod tests {
         assert_eq!(names.map(|name| chunks.path(name).exists()), [true, false, true]);
         chunks.keep_below(0);
         assert_eq!(names.map(|name| chunks.path(name).exists()), [false, false, true]);
+    }
+
+    #[test]
+    fn what_a_killed_process_began_to_write_is_deleted() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunks = Chunks::new(directory.path());
+        let [killed, writing] = ["new-1-1", "new-2-1"].map(|name| directory.path().join(name));
+        for path in [&killed, &writing] {
+            fs::write(path, b"half").unwrap();
+        }
+        let long_ago = SystemTime::now() - 2 * KEPT_AT_LEAST;
+        File::options().write(true).open(&killed).unwrap().set_modified(long_ago).unwrap();
+        chunks.keep_below(1 << 30);
+        assert!(!killed.exists() && writing.exists());
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use chunks::{ChunkName, Chunks};
 pub use pack::{Packed, pack};
-pub use travel::{fetch, find_gateway, keep, send};
+pub use travel::{Progress, fetch, find_gateway, keep, send};
 
 /// The largest tree that is packed, unless somebody says otherwise.
 pub const DEFAULT_LIMIT: u64 = 10 << 30;

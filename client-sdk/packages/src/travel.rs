@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster_proto::auth::AddToken;
@@ -16,6 +16,7 @@ use cluster_types::PROTOCOL_VERSION;
 use cluster_types::job::Package;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
@@ -26,8 +27,15 @@ use crate::{Entry, EntryKind, PackageError};
 type Client = PackagesClient<InterceptedService<Channel, AddToken>>;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// An upload that is cut off goes on where it was, so often.
+/// A connection on which nothing comes back for so long, though asked for, is cut.
+const ASKED_EVERY: Duration = Duration::from_secs(3);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// A gateway that never answered is given up after so many tries.
 const TRIES: u32 = 5;
+/// For how long one that did answer may be out of reach, as for a remote client.
+const AWAY: Duration = Duration::from_secs(600);
+/// The longest pause between two tries.
+const PAUSE: Duration = Duration::from_secs(5);
 /// Chunks read ahead of the stream.
 const AHEAD: usize = 8;
 /// Chunks asked for at a time.
@@ -47,7 +55,15 @@ pub async fn find_gateway(head: &str, token: &str) -> Result<String, PackageErro
     })
 }
 
-/// Sends what the gateway does not have. How many bytes that was.
+/// How an upload goes.
+pub enum Progress<'a> {
+    /// Bytes that went, of those that the gateway did not have.
+    Sent(u64, u64),
+    /// The connection is lost, and this is why; it is tried again for so long.
+    Lost(&'a str, Duration),
+}
+
+/// Sends what the gateway does not have. How many bytes that was. An upload that is cut off goes on where it was.
 ///
 /// # Errors
 /// If the gateway cannot be reached, or a file changed meanwhile.
@@ -55,21 +71,40 @@ pub async fn send(
     packed: &Packed,
     gateway: &str,
     token: &str,
-    mut progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(Progress<'_>),
 ) -> Result<u64, PackageError> {
-    let mut sent = 0;
+    let mut upload = Upload::default();
+    let mut pause = Duration::from_millis(200);
+    let mut lost: Option<(Instant, u64)> = None;
     let mut tried = 0;
     loop {
-        match send_missing(packed, gateway, token, &mut sent, &mut progress).await {
-            Err(PackageError::Away(reason)) if tried < TRIES => {
-                tried += 1;
-                tokio::time::sleep(Duration::from_millis(200 << tried)).await;
-                if tried == TRIES {
-                    return Err(PackageError::Away(reason));
+        let reason = match upload.send_missing(packed, gateway, token, &mut progress).await {
+            Err(PackageError::Away(reason)) => reason,
+            other => return other.map(|()| upload.sent),
+        };
+        let (since, _) = match lost.filter(|(_, sent)| *sent == upload.sent) {
+            Some(known) => known,
+            None => {
+                if upload.answered {
+                    progress(Progress::Lost(&reason, AWAY));
                 }
+                pause = Duration::from_millis(200);
+                *lost.insert((Instant::now(), upload.sent))
             }
-            other => return other.map(|()| sent),
+        };
+        tried += 1;
+        if !upload.answered && tried >= TRIES {
+            return Err(PackageError::Away(reason));
         }
+        if since.elapsed() > AWAY {
+            return Err(PackageError::Away(format!(
+                "{reason}. It was tried for {} minutes; what had arrived is kept there for an hour, so that the next \
+                 time only the rest is sent",
+                AWAY.as_secs() / 60
+            )));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE);
     }
 }
 
@@ -90,65 +125,80 @@ pub fn keep(packed: &Packed, chunks: &Chunks) -> Result<(), PackageError> {
     chunks.write(&packed.list).map(drop).map_err(PackageError::file(&chunks.path(packed.name)))
 }
 
-async fn send_missing(
-    packed: &Packed,
-    gateway: &str,
-    token: &str,
-    sent: &mut u64,
-    progress: &mut impl FnMut(u64, u64),
-) -> Result<(), PackageError> {
-    let mut client = packages(gateway, token).await?;
-    // The list goes last: who has it has all.
-    let mut wanted: Vec<ChunkName> = packed.places.keys().copied().collect();
-    wanted.sort_unstable_by(|one, other| packed.places[one].cmp(&packed.places[other]));
-    let missing = missing(&mut client, &wanted, gateway).await?;
-    let length = |chunk: &ChunkName| packed.places.get(chunk).map_or(0, |(_, _, length)| *length as u64);
-    let total: u64 = missing.iter().map(length).sum();
-    let (chunks, stream) = mpsc::channel::<v1::Chunk>(AHEAD);
-    let places = missing.iter().map(|chunk| (*chunk, packed.places[chunk].clone())).collect::<Vec<_>>();
-    let list = Bytes::from(packed.list.clone());
-    let (told, mut heard) = mpsc::channel::<u64>(AHEAD);
-    let reader = tokio::task::spawn_blocking(move || -> Result<(), PackageError> {
-        let mut open: Option<(std::path::PathBuf, File)> = None;
-        for (name, (path, at, length)) in places {
-            let same = open.take().filter(|(known, _)| *known == path);
-            let (_, file) = match same {
-                Some(same) => open.insert(same),
-                None => open.insert((path.clone(), File::open(&path).map_err(PackageError::file(&path))?)),
-            };
-            let mut bytes = vec![0; length];
-            file.seek(SeekFrom::Start(at)).map_err(PackageError::file(&path))?;
-            file.read_exact(&mut bytes).map_err(PackageError::file(&path))?;
-            if ChunkName::of(&bytes) != name {
-                return Err(PackageError::Wrong(format!(
-                    "{} changed while it was sent: try again",
-                    path.display()
-                )));
+/// What is known of an upload from one connection to the next.
+#[derive(Default)]
+struct Upload {
+    sent: u64,
+    /// The gateway did answer: it is there, and will be again.
+    answered: bool,
+}
+
+impl Upload {
+    async fn send_missing(
+        &mut self,
+        packed: &Packed,
+        gateway: &str,
+        token: &str,
+        progress: &mut impl FnMut(Progress<'_>),
+    ) -> Result<(), PackageError> {
+        let mut client = packages(gateway, token).await?;
+        // The list goes last: who has it has all.
+        let mut wanted: Vec<ChunkName> = packed.places.keys().copied().collect();
+        wanted.sort_unstable_by(|one, other| packed.places[one].cmp(&packed.places[other]));
+        let missing = missing(&mut client, &wanted, gateway).await?;
+        self.answered = true;
+        let length = |chunk: &ChunkName| packed.places.get(chunk).map_or(0, |(_, _, length)| *length as u64);
+        let total: u64 = missing.iter().map(length).sum();
+        let (chunks, stream) = mpsc::channel::<v1::Chunk>(AHEAD);
+        let places = missing.iter().map(|chunk| (*chunk, packed.places[chunk].clone())).collect::<Vec<_>>();
+        let list = Bytes::from(packed.list.clone());
+        let (told, mut heard) = mpsc::channel::<u64>(AHEAD);
+        let reader = tokio::task::spawn_blocking(move || -> Result<(), PackageError> {
+            let mut open: Option<(std::path::PathBuf, File)> = None;
+            for (name, (path, at, length)) in places {
+                let same = open.take().filter(|(known, _)| *known == path);
+                let (_, file) = match same {
+                    Some(same) => open.insert(same),
+                    None => {
+                        open.insert((path.clone(), File::open(&path).map_err(PackageError::file(&path))?))
+                    }
+                };
+                let mut bytes = vec![0; length];
+                file.seek(SeekFrom::Start(at)).map_err(PackageError::file(&path))?;
+                file.read_exact(&mut bytes).map_err(PackageError::file(&path))?;
+                if ChunkName::of(&bytes) != name {
+                    return Err(PackageError::Wrong(format!(
+                        "{} changed while it was sent: try again",
+                        path.display()
+                    )));
+                }
+                if chunks.blocking_send(v1::Chunk { bytes: bytes.into() }).is_err() {
+                    return Ok(());
+                }
+                let _ = told.blocking_send(length as u64);
             }
-            if chunks.blocking_send(v1::Chunk { bytes: bytes.into() }).is_err() {
-                return Ok(());
+            let _ = chunks.blocking_send(v1::Chunk { bytes: list });
+            Ok(())
+        });
+        let put = client.put(ReceiverStream::new(stream));
+        tokio::pin!(put);
+        let mut done = 0;
+        let reply = loop {
+            tokio::select! {
+                reply = &mut put => break reply,
+                Some(more) = heard.recv() => {
+                    done += more;
+                    self.sent += more;
+                    progress(Progress::Sent(done, total));
+                }
             }
-            let _ = told.blocking_send(length as u64);
-        }
-        let _ = chunks.blocking_send(v1::Chunk { bytes: list });
+        };
+        // The reader must not wait for somebody to hear how far it is.
+        drop(heard);
+        reader.await.map_err(|error| PackageError::Wrong(error.to_string()))??;
+        reply.map_err(|status| away(gateway, &status))?;
         Ok(())
-    });
-    let put = client.put(ReceiverStream::new(stream));
-    tokio::pin!(put);
-    let mut done = 0;
-    let reply = loop {
-        tokio::select! {
-            reply = &mut put => break reply,
-            Some(more) = heard.recv() => {
-                done += more;
-                *sent += more;
-                progress(done, total);
-            }
-        }
-    };
-    reader.await.map_err(|error| PackageError::Wrong(error.to_string()))??;
-    reply.map_err(|status| away(gateway, &status))?;
-    Ok(())
+    }
 }
 
 async fn missing(
@@ -281,7 +331,9 @@ async fn packages(gateway: &str, token: &str) -> Result<Client, PackageError> {
 
 async fn connect(address: &str) -> Result<Channel, PackageError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| PackageError::Wrong(format!("`{address}` is no address: write HOST:PORT")))?;
+        .map_err(|_| PackageError::Wrong(format!("`{address}` is no address: write HOST:PORT")))?
+        .http2_keep_alive_interval(ASKED_EVERY)
+        .keep_alive_timeout(ANSWERED_WITHIN);
     let connected =
         tokio::time::timeout(CONNECT_WITHIN, endpoint.connect_timeout(CONNECT_WITHIN).connect()).await;
     match connected {
@@ -292,5 +344,12 @@ async fn connect(address: &str) -> Result<Channel, PackageError> {
 }
 
 fn away(address: &str, status: &tonic::Status) -> PackageError {
-    PackageError::Away(format!("{address}: {}", status.message()))
+    let said = format!("{address}: {}", status.message());
+    match status.code() {
+        // It would say so again.
+        Code::InvalidArgument | Code::ResourceExhausted | Code::Unauthenticated | Code::PermissionDenied => {
+            PackageError::Wrong(said)
+        }
+        _ => PackageError::Away(said),
+    }
 }

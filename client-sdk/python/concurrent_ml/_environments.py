@@ -19,6 +19,9 @@ from ._embedded import find_binary
 from .exceptions import RuntimeEnvError
 
 VARIABLE = "CLUSTER_RUNTIME_ENV"
+_VARIABLES_AT_MOST = 4000
+"""A message has room for 4096, some of which are this library's own."""
+
 KEYS = ("env_vars", "executable", "pip", "preload", "py_modules", "uv", "working_dir")
 
 
@@ -36,6 +39,10 @@ def checked(key: str, value: Any) -> dict[str, Any]:
         isinstance(k, str) and isinstance(v, str) for k, v in variables.items()
     ):
         raise TypeError(f"{key}['env_vars'] is {variables!r}; it must map strings to strings")
+    if len(variables) > _VARIABLES_AT_MOST:
+        raise ValueError(
+            f"{key}['env_vars'] has {len(variables)} entries; there can be {_VARIABLES_AT_MOST} at most"
+        )
     env: dict[str, Any] = {"env_vars": dict(variables)} if variables else {}
     if value.get("working_dir") is not None:
         env["working_dir"] = _path(f"{key}['working_dir']", value["working_dir"])
@@ -105,10 +112,12 @@ def variables(env: Mapping[str, Any], job_at: tuple[str, ...] | None = None) -> 
 
     `job_at` says that it is a whole job's, and where its files are brought.
     """
-    around = inherited() if _state.is_executor or job_at is not None else {}
-    if not env and not around:
+    of_job = job_at is not None
+    around = inherited() if _state.is_executor or of_job else _state.job_runtime_env
+    if not env and not (around and (_state.is_executor or of_job)):
+        # A driver's tasks have its job's.
         return {}
-    if set(env) <= {"env_vars"} and set(around) <= {"env_vars"} and not _state.is_executor:
+    if of_job and set(env) <= {"env_vars"} and set(around) <= {"env_vars"}:
         return dict(env.get("env_vars", {}))
     made = dict(env)
     paths = {name: made.pop(name) for name in ("working_dir", "py_modules", "requirements") if name in made}
@@ -122,8 +131,13 @@ def variables(env: Mapping[str, Any], job_at: tuple[str, ...] | None = None) -> 
 
 def inherited() -> dict[str, Any]:
     """The environment that this code runs in."""
+    return named_by(os.environ)
+
+
+def named_by(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The environment that these variables name."""
     try:
-        env = json.loads(os.environ.get(VARIABLE) or "{}")
+        env = json.loads(variables.get(VARIABLE) or "{}")
     except ValueError:
         return {}
     return env if isinstance(env, dict) else {}

@@ -10,8 +10,8 @@ from typing import Any
 
 from . import _native, _state
 
-LINE_MAX = 64 << 10
-"""A line longer than this is sent in pieces."""
+LINE_MAX = 250_000
+"""A line of more characters is sent in pieces: with its mark it must be below the 1 MiB that a log is read in."""
 
 
 class Lines(io.TextIOBase):

@@ -2,7 +2,7 @@
 
 use cluster_types::job::{JobToNode, JobView, LogOf, LogPiece, LogQuery};
 use cluster_types::query::QueryReply;
-use cluster_types::{ClientId, HeadToNode, Map, TaskId};
+use cluster_types::{ClientId, HeadToNode, Map, ObjectId, TaskId};
 
 use crate::event::Effect;
 use crate::head::Head;
@@ -150,21 +150,36 @@ impl Head {
         }
     }
 
+    /// Where an actor lives, or lived. Of several of one name that ended, the last is meant.
     fn actor_place_named(&self, text: &str) -> Result<(String, NodeIx), String> {
-        let views = self.actor_views(usize::MAX);
         let wanted = text.trim();
-        let found: Vec<_> = views
-            .iter()
-            .filter(|view| view.actor == wanted || view.name == wanted || view.actor.ends_with(wanted))
-            .collect();
-        let view = match found.as_slice() {
+        let is_meant = |handle: ObjectId, name: &str| name == wanted || handle.to_string().ends_with(wanted);
+        let living = self.actors.iter().filter(|(_, actor)| actor.death.is_none());
+        let living = living.filter(|(handle, actor)| is_meant(**handle, &actor.traits().name));
+        let mut found: Vec<(ObjectId, Option<&str>)> =
+            living.map(|(handle, actor)| (*handle, actor.node.as_deref())).collect();
+        if found.is_empty() {
+            let mut past = self.actors.past().filter(|past| is_meant(past.handle, &past.name));
+            let last = past.next().map(|past| (past.handle, past.name == wanted, past.node.as_deref()));
+            if let Some((handle, by_name, node)) = last {
+                found.push((handle, node));
+                let others = past.filter(|other| !by_name && other.handle != handle);
+                found.extend(others.map(|other| (other.handle, other.node.as_deref())));
+            }
+        }
+        let (handle, node) = match found.as_slice() {
             [] => return Err(format!("no actor {wanted} (see `cluster list actors`)")),
             [one] => *one,
-            more => return Err(format!("{} actors are meant by {wanted}: give its whole id", more.len())),
+            more => {
+                return Err(format!("{} actors are meant by {wanted}: give its whole id", more.len()));
+            }
         };
-        let node = self.nodes.iter().find(|(_, node)| *node.hostname == *view.node).map(|(ix, _)| ix);
-        let node = node.ok_or_else(|| format!("actor {} is on no node that is alive", view.actor))?;
-        Ok((view.actor.clone(), node))
+        let name = node.ok_or_else(|| format!("actor {handle} has not run on a node yet"))?;
+        let node = self.nodes.iter().find(|(_, node)| *node.hostname == *name).map(|(ix, _)| ix);
+        let node = node.ok_or_else(|| {
+            format!("actor {handle} lived on node {name}, which is not part of the cluster any more")
+        })?;
+        Ok((handle.to_string(), node))
     }
 
     pub(crate) fn log_read(&mut self, node: NodeIx, ask: u64, reply: Result<LogPiece, String>) {

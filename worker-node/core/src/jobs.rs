@@ -95,12 +95,14 @@ impl Node {
 
     fn read_log(&mut self, ask: u64, mut log: LogQuery, effects: &mut Vec<Effect>) {
         if let LogOf::Actor(id) = &log.of {
-            let actor = self.actors.values().find(|actor| actor.handle().to_string() == *id);
-            let executor = actor.and_then(|actor| self.executors.get(&actor.executor));
-            match executor {
-                Some(executor) => log.of = LogOf::Executor(executor.pid),
+            let made = self.past_actors.iter().rev().find(|(handle, _)| handle.to_string() == *id);
+            match made {
+                Some((_, pid)) => log.of = LogOf::Executor(*pid),
                 None => {
-                    let reply = Err(format!("actor {id} does not live on this node any more"));
+                    let reply = Err(format!(
+                        "where the log of actor {id} lies is not known any more: look for it by the process's number \
+                         (`cluster logs --executor PID`)"
+                    ));
                     let said = JobFromNode::LogRead { ask, reply };
                     return effects.push(Effect::ToHead(NodeToHead::Jobs(said)));
                 }

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 
 use tokio::net::unix::pipe;
 
-/// A longer line is cut.
-const LINE_MAX: usize = 16 << 10;
+/// A longer line is cut, as Python's are.
+const LINE_MAX: usize = 250_000;
 
 /// Makes a pipe: our end, and the one for the process.
 pub(crate) fn pipe_for_child() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
@@ -17,6 +17,8 @@ pub(crate) fn pipe_for_child() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
 /// Calls `line` for each line until every writer is gone.
 pub(crate) async fn read_lines(pipe: pipe::Receiver, mut line: impl FnMut(&str)) {
     let mut pending: Vec<u8> = Vec::new();
+    // Where no line ends, so that a long one is looked through once.
+    let mut seen = 0;
     loop {
         if pipe.readable().await.is_err() {
             break;
@@ -28,20 +30,22 @@ pub(crate) async fn read_lines(pipe: pipe::Receiver, mut line: impl FnMut(&str))
             Err(_) => break,
         }
         let mut start = 0;
-        while let Some(end) = cut(&pending[start..]) {
+        while let Some(end) = cut(&pending[start..], seen) {
             line(text(&pending[start..start + end]).as_ref());
             start += end + usize::from(pending.get(start + end) == Some(&b'\n'));
+            seen = 0;
         }
         pending.drain(..start);
+        seen = pending.len();
     }
     if !pending.is_empty() {
         line(text(&pending).as_ref());
     }
 }
 
-/// Where the first line ends, if it is complete or too long.
-fn cut(bytes: &[u8]) -> Option<usize> {
-    match bytes.iter().position(|byte| *byte == b'\n') {
+/// Where the first line ends, if it is complete or too long; not among the bytes that were seen.
+fn cut(bytes: &[u8], seen: usize) -> Option<usize> {
+    match bytes.iter().skip(seen).position(|byte| *byte == b'\n').map(|at| at + seen) {
         Some(end) if end <= LINE_MAX => Some(end),
         Some(_) => Some(LINE_MAX),
         None if bytes.len() >= LINE_MAX => Some(LINE_MAX),
