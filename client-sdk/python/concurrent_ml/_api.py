@@ -108,6 +108,8 @@ def _files_at(address: str) -> tuple[str, ...]:
 def _job_info(
     namespace: str | None, runtime_env: Mapping[str, Any], log_to_driver: bool, address: str
 ) -> dict[str, Any]:
+    variables = _environments.variables(runtime_env, _files_at(address))
+    _state.job_runtime_env = _environments.named_by(variables)
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None) or (sys.argv[0] if sys.argv else "")
     return {
@@ -116,7 +118,7 @@ def _job_info(
         "python": sys.executable,
         "sys_path": [os.path.abspath(entry or os.getcwd()) for entry in sys.path],
         "working_dir": os.getcwd(),
-        "env_vars": {**_environments.variables(runtime_env, _files_at(address)), **_state.job_env},
+        "env_vars": {**variables, **_state.job_env},
         "log_to_driver": log_to_driver,
         "namespace": namespace or "",
     }

@@ -153,10 +153,12 @@ def _checked(bundles: Any) -> list[dict[str, float]]:
         )
     if not bundles:
         raise ValueError("bundles is empty; a placement group has one bundle or more")
+    _options.few_enough("bundles", bundles)
     checked: list[dict[str, float]] = []
     for index, bundle in enumerate(bundles):
         if not isinstance(bundle, Mapping):
             raise ValueError(f'bundle {index} is {bundle!r}; it must be a dict like {{"CPU": 1}}')
+        _options.few_enough(f"bundle {index}", bundle)
         for key, value in bundle.items():
             if not isinstance(key, str) or not key:
                 raise TypeError(f"bundle {index} has the name {key!r}; names of resources are words")

@@ -37,7 +37,7 @@ class _Initialized:
         if function is None:
             function, *args = args  # type: ignore[assignment]
         assert function is not None
-        _initialize(self.initial, function)
+        _share(initialize(self.initial), self.initial[1], function)
         return function(*args, **kwargs)
 
 
@@ -45,7 +45,8 @@ _assigned: dict[str, dict[str, Any]] = {}
 """By pool: the variables of its module that the initializer assigned in this process."""
 
 
-def _initialize(initial: Initial, function: Callable[..., Any]) -> None:
+def initialize(initial: Initial) -> dict[str, Any]:
+    """Calls the initializer, if this process has not yet; returns what it assigned."""
     key, initializer, initargs = initial
     assigned = _assigned.get(key)
     if assigned is None:
@@ -56,6 +57,12 @@ def _initialize(initial: Initial, function: Callable[..., Any]) -> None:
         initializer(*(get(value) if isinstance(value, ObjectRef) else value for value in initargs))
         assigned = {name: value for name, value in space.items() if before.get(name, before) is not value}
         _assigned[key] = assigned
+    return assigned
+
+
+def _share(
+    assigned: dict[str, Any], initializer: Callable[..., object], function: Callable[..., Any]
+) -> None:
     # A function of a script is pickled with variables of its own: it gets those that the initializer assigned.
     if assigned and _module(function) == _module(initializer):
         space = _variables(function)

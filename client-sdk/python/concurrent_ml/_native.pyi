@@ -11,6 +11,7 @@ PROTOCOL_VERSION: int
 VERSION: str
 
 class ObjectRef(Generic[T_co]):
+    def __new__(cls, id: bytes) -> ObjectRef[Any]: ...  # noqa: A002
     @property
     def _id(self) -> str: ...
     def hex(self) -> str: ...

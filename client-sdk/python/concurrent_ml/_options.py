@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -290,12 +290,23 @@ def _gpus(key: str, value: Any) -> float:
     return number
 
 
+ENTRIES_AT_MOST = 4096
+"""Named resources of a task or node, bundles of a group, environment variables: a message with more is refused."""
+
+
+def few_enough(key: str, value: Sized) -> None:
+    """Raises where there are more than a message may have."""
+    if len(value) > ENTRIES_AT_MOST:
+        raise ValueError(f"{key} has {len(value)} entries; there can be {ENTRIES_AT_MOST} at most")
+
+
 def amounts(key: str, value: Any) -> dict[str, float]:
     """Named resources."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise TypeError(f'{key} is {value!r}; it must be a dict like {{"tpu": 1}}')
+    few_enough(key, value)
     for name, number in value.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"{key} has the name {name!r}; names of resources are words")

@@ -59,6 +59,9 @@ generation = 0
 job_env: dict[str, str] = {}
 """Variables that executors of this program's job find, beside those of its `runtime_env`."""
 
+job_runtime_env: dict[str, Any] = {}
+"""In a driver: the environment of its job, over which those of tasks and actors are laid."""
+
 lock = threading.RLock()
 """Held while connecting and disconnecting."""
 

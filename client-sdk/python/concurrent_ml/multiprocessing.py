@@ -224,11 +224,21 @@ class Pool:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        self._executor = Executor(processes, initializer=initializer, initargs=initargs, **options)
+        self._executor = self._made(processes, initializer, initargs, maxtasksperchild, options)
         self._processes = processes or _cpus()
         self._iterators: list[IMapIterator[Any]] = []
         self._outstanding: set[Future[Any]] = set()
         self._closed = False
+
+    def _made(
+        self,
+        processes: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        _maxtasksperchild: int | None,
+        options: OtherOptions,
+    ) -> Executor:
+        return Executor(processes, initializer=initializer, initargs=initargs, **options)
 
     # ---- one call ----
 
@@ -316,19 +326,20 @@ class Pool:
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int, ordered: bool
     ) -> IMapIterator[Any]:
         self._check_running()
-        iterator = IMapIterator(self, self._chunks(func, iterable, chunksize, False), ordered)
+        iterator = IMapIterator(self, self._iterated_chunks(func, iterable, chunksize), ordered)
         self._iterators = [other for other in self._iterators if other._futures]
         self._iterators.append(iterator)
         return iterator
 
+    def _iterated_chunks(
+        self, func: Callable[..., Any], items: Iterable[Any], chunksize: int
+    ) -> Iterator[Future[Any]]:
+        return self._chunks(func, items, chunksize, False)
+
     def _chunks(
         self, func: Callable[..., Any], items: Iterable[Any], chunksize: int, starred: bool
     ) -> Iterator[Future[Any]]:
-        check_function(func, "a pool takes functions")
-        if isinstance(chunksize, bool) or not isinstance(chunksize, int):
-            raise TypeError(f"chunksize is {chunksize!r}; it must be a whole number")
-        if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        _check_chunks(func, chunksize)
         source = iter(items)
         remote = self._executor._prepared(func, _EachStarred if starred else _Each)
 
@@ -392,6 +403,14 @@ class Pool:
         return (
             f"<{type(self).__name__} {'closed' if self._closed else 'running'} processes={self._processes}>"
         )
+
+
+def _check_chunks(func: Any, chunksize: Any) -> None:
+    check_function(func, "a pool takes functions")
+    if isinstance(chunksize, bool) or not isinstance(chunksize, int):
+        raise TypeError(f"chunksize is {chunksize!r}; it must be a whole number")
+    if chunksize < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize}")
 
 
 def _cpus() -> int:

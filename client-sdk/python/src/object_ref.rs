@@ -74,6 +74,20 @@ impl Drop for ObjectRef {
 
 #[pymethods]
 impl ObjectRef {
+    /// Another ref to the object whose `binary()` that was, while this process has one.
+    #[new]
+    fn from_binary(py: Python<'_>, id: &[u8]) -> PyResult<Self> {
+        let id = object_id(id)?;
+        let client = connected(py)?;
+        if client.add_known_handle(id) {
+            return Ok(Self::new(&client, id));
+        }
+        let freed = py.import("concurrent_ml.exceptions")?.getattr("ObjectFreedError")?;
+        Err(PyErr::from_value(freed.call1((format!(
+            "this process has no ref to {id}: an ObjectRef made of bytes needs one that lives. Pass the ref itself"
+        ),))?))
+    }
+
     /// The object's id as 32 hexadecimal digits.
     fn hex(&self) -> String {
         self.id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -145,23 +159,30 @@ impl ObjectRef {
     }
 }
 
+fn object_id(bytes: &[u8]) -> PyResult<ObjectId> {
+    let bytes: [u8; 16] =
+        bytes.try_into().map_err(|_| PyValueError::new_err("an object id needs to have length 16"))?;
+    Ok(ObjectId::from_bytes(bytes))
+}
+
+fn connected(py: Python<'_>) -> PyResult<Client> {
+    let client = py.import("concurrent_ml._state")?.getattr("client")?;
+    let client = client.cast::<crate::connection::Client>().map_err(|_| {
+        PyRuntimeError::new_err(
+            "an ObjectRef can only be unpickled in a process that is connected: call init() first",
+        )
+    })?;
+    Ok(client.get().inner.clone())
+}
+
 /// What a pickled ref becomes again.
 #[pyfunction]
 pub(crate) fn _rebuild_ref(py: Python<'_>, id: &[u8]) -> PyResult<ObjectRef> {
-    let id: [u8; 16] = id.try_into().map_err(|_| PyValueError::new_err("an object id has 16 bytes"))?;
-    let id = ObjectId::from_bytes(id);
+    let id = object_id(id)?;
     let source = SOURCE.with_borrow(|stack| stack.last().cloned());
     let (client, source) = match source {
         Some(source) => source,
-        None => {
-            let client = py.import("concurrent_ml._state")?.getattr("client")?;
-            let client = client.cast::<crate::connection::Client>().map_err(|_| {
-                PyRuntimeError::new_err(
-                    "an ObjectRef can only be unpickled in a process that is connected: call init() first",
-                )
-            })?;
-            (client.get().inner.clone(), HandleSource::Elsewhere)
-        }
+        None => (connected(py)?, HandleSource::Elsewhere),
     };
     client.add_handle(id, source);
     Ok(ObjectRef::new(&client, id))

@@ -142,7 +142,9 @@ def test_common_mistakes_are_told_in_words_that_programs_look_for(ray, options, 
     ("options", "named"),
     [
         ({"fallback_strategy": [{"label_selector": {}}]}, "fallback_strategy"),
-        ({"runtime_env": {"pip": ["requests"]}}, "pip"),
+        ({"runtime_env": {"conda": ["requests"]}}, "conda"),
+        ({"runtime_env": {"working_dir": "https://example.org/code.zip"}}, "working_dir"),
+        ({"runtime_env": {"pip": ["requests"], "uv": ["requests"]}}, "pip"),
     ],
 )
 def test_options_that_are_not_provided_are_named(ray, options, named):
@@ -281,6 +283,37 @@ def test_a_program_may_ask_for_it_itself(program):
     assert run(program / "asks.py", command=()).endswith(PRINTS)
 
 
+def test_files_and_modules_go_along(tmp_path):
+    files, module = tmp_path / "files", tmp_path / "weights"
+    files.mkdir()
+    module.mkdir()
+    (files / "data.txt").write_text("4")
+    (module / "__init__.py").write_text("WEIGHT = 3")
+    (tmp_path / "program.py").write_text(
+        f"""
+import ray
+
+ray.init(num_cpus=1, runtime_env={{"working_dir": {str(files)!r}, "env_vars": {{"COLOUR": "red"}}}})
+
+@ray.remote
+def found():
+    import os
+
+    return open("data.txt").read(), os.environ["COLOUR"]
+
+@ray.remote(runtime_env={{"py_modules": [{str(module)!r}]}})
+class Scale:
+    def weight(self):
+        import weights
+
+        return weights.WEIGHT, open("data.txt").read()
+
+print(ray.get(found.remote()), ray.get(Scale.remote().weight.remote()))
+"""
+    )
+    assert run(tmp_path / "program.py") == "('4', 'red') (3, '4')\n"
+
+
 def test_joblib_and_the_pool_run_on_the_cluster(tmp_path):
     (tmp_path / "program.py").write_text(
         """
@@ -307,6 +340,131 @@ print(len(pids), os.getpid() in pids)
 """
     )
     assert run(tmp_path / "program.py") == "8 False\n"
+
+
+def test_the_processes_of_a_pool_are_actors(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+import os
+import sys
+
+import ray
+from ray.util.multiprocessing import Pool
+
+base = 0
+
+def note(folder):
+    global base
+    base = 10
+    open(f"{folder}/{os.getpid()}", "w").close()
+
+def here(_):
+    return os.getpid()
+
+def plus(n):
+    if n == 1:
+        raise ValueError(n)
+    return base + n
+
+folder = sys.argv[1]
+pool = Pool(2, note, (folder,), maxtasksperchild=1)  # starts a cluster of so many CPUs
+print(ray.cluster_resources()["CPU"], len(os.listdir(folder)))
+print(len(set(pool.map(here, range(6), chunksize=1))))
+print([str(item) for item in pool.imap(plus, range(3), chunksize=3)])
+pool.close()
+pool.join()
+ref = ray.put(1)
+with Pool(2) as pool:
+    print(pool.map(ray.get, [ref, ref]), pool.apply(isinstance, (ref, ray.ObjectRef)))
+try:
+    Pool(3)
+except ValueError as error:
+    print(error)
+"""
+    )
+    (tmp_path / "noted").mkdir()
+    assert run(tmp_path / "program.py", str(tmp_path / "noted")) == (
+        "2.0 2\n6\n['10', '1', '12']\n[1, 1] True\nTried to start a pool with 3 processes on an existing ray "
+        "cluster, but there are only 2 CPUs in the ray cluster.\n"
+    )
+
+
+def test_gpus_have_the_names_that_were_visible_when_the_cluster_started(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+import os
+
+import ray
+
+@ray.remote(num_gpus=1)
+def mine():
+    return ray.get_gpu_ids(), ray.get_runtime_context().get_accelerator_ids()["GPU"]
+
+for visible in ("4,5", None):
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    ray.init(num_gpus=2)
+    ids, again = ray.get(mine.remote())
+    print(len(ids), ids[0] in ("4", "5"), ids[0] in (0, 1), again == [str(ids[0])])
+    ray.shutdown()
+"""
+    )
+    assert run(tmp_path / "program.py") == "1 True False True\n1 False True True\n"
+
+
+def test_a_ref_is_made_again_of_its_bytes(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+import ray
+
+ray.init(num_cpus=1)
+ref = ray.put(bytes(10**6))
+again = ray.ObjectRef(ref.binary())
+print(again == ref, len(ray.get(again)))
+binary = ref.binary()
+del ref, again
+try:
+    ray.get(ray.ObjectRef(binary), timeout=10)
+except ray.exceptions.RayError as error:
+    print(type(error).__name__)
+try:
+    ray.ObjectRef(b"0")
+except ValueError as error:
+    print(error)
+"""
+    )
+    lines = run(tmp_path / "program.py").splitlines()
+    assert lines[0] == "True 1000000"
+    assert lines[1] == "ObjectFreedError"
+    assert "needs to have length 16" in lines[2]
+
+
+def test_descriptions_of_groups_are_checked(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+from ray.util.placement_group import VALID_PLACEMENT_GROUP_STRATEGIES, validate_placement_group as check
+
+print([check([{"CPU": 1}], strategy) for strategy in VALID_PLACEMENT_GROUP_STRATEGIES])
+for wrong in ("CPU", [], [{"CPU": "1"}], [{"CPU": 0}]):
+    try:
+        check(wrong)
+    except ValueError as error:
+        print(str(error)[:40])
+try:
+    check([{"CPU": 1}], "TIGHT")
+except ValueError as error:
+    print(error)
+"""
+    )
+    assert run(tmp_path / "program.py").splitlines() == [
+        "[False, False, False, False]",
+        "Placement group bundles must be a list, ",
+        "Bundles must be a non-empty list of reso",
+        "Bundles must be resource dictionaries li",
+        "Bundles cannot be an empty dictionary or",
+        "Invalid placement group strategy TIGHT. Supported strategies are: PACK, SPREAD, STRICT_PACK, STRICT_SPREAD.",
+    ]
 
 
 def test_who_does_not_ask_gets_nothing_of_it(tmp_path):

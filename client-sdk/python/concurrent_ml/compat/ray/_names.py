@@ -13,7 +13,7 @@ _OTHER_LANGUAGE = "no: Python only"
 NAMES: dict[str, dict[str, str]] = {
     "ray": {
         "init": "partly: starts or joins a Concurrent-ML cluster; arguments of Ray's dashboard, logging and processes "
-        "are ignored, `local_mode` is not there",
+        "are ignored; `local_mode` warns, and changes nothing: tasks and actors run in processes of their own",
         "shutdown": "yes",
         "is_initialized": "yes",
         "remote": "yes",
@@ -27,10 +27,10 @@ NAMES: dict[str, dict[str, str]] = {
         "nodes": "yes",
         "cluster_resources": "yes",
         "available_resources": "yes",
-        "get_gpu_ids": "yes",
+        "get_gpu_ids": "yes: numbers, or the strings of a CUDA_VISIBLE_DEVICES that the node started with",
         "get_runtime_context": "yes",
         "timeline": "partly: tasks as complete events, without their phases",
-        "ObjectRef": "yes",
+        "ObjectRef": "yes: of bytes too, in a process that has a ref to the object",
         "ObjectID": "yes",
         "ObjectRefGenerator": "yes",
         "DynamicObjectRefGenerator": "yes",
@@ -84,7 +84,7 @@ NAMES: dict[str, dict[str, str]] = {
     "ray.remote_function": {"RemoteFunction": "yes"},
     "ray.runtime_context": {"RuntimeContext": "yes", "get_runtime_context": "yes"},
     "ray.runtime_env": {
-        "RuntimeEnv": "partly: `env_vars`; `working_dir` and `py_modules` that are directories, given to `init`",
+        "RuntimeEnv": "partly: `env_vars`, `pip`, `uv`; `working_dir` and `py_modules` that are directories here",
         "RuntimeEnvConfig": "ignored: environments are ready at once",
     },
     "ray.types": {"ObjectRef": "yes"},
@@ -177,8 +177,13 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "ray.util.actor_pool": {"ActorPool": "yes"},
     "ray.util.queue": {"Queue": "yes", "Empty": "yes", "Full": "yes"},
-    "ray.util.multiprocessing": {"Pool": "yes", "TimeoutError": "yes", "JoinableQueue": "yes: Python's own"},
+    "ray.util.multiprocessing": {
+        "Pool": "yes: its processes are actors, as Ray's are",
+        "TimeoutError": "yes",
+        "JoinableQueue": "yes: Python's own",
+    },
     "ray.util.joblib": {"register_ray": "yes"},
+    "ray.util.joblib.ray_backend": {"RayBackend": "yes"},
     "ray.util.placement_group": {
         "PlacementGroup": "yes",
         "placement_group": "partly: without `bundle_label_selector`",
@@ -186,6 +191,8 @@ NAMES: dict[str, dict[str, str]] = {
         "remove_placement_group": "yes",
         "get_placement_group": "yes",
         "get_current_placement_group": "yes",
+        "validate_placement_group": "yes",
+        "VALID_PLACEMENT_GROUP_STRATEGIES": "yes",
     },
     "ray.util.scheduling_strategies": {
         "PlacementGroupSchedulingStrategy": "yes",

@@ -137,32 +137,32 @@ def _check(given: Mapping[str, Any]) -> None:
             )
 
 
-def environment(given: Any, *, for_job: bool = False) -> dict[str, Any]:
-    """A `runtime_env`: of a job also `working_dir` and `py_modules`, where they are directories."""
+def environment(given: Any) -> dict[str, Any]:
+    """A `runtime_env` of a job, a task or an actor, as this library's."""
     if isinstance(given, str):
         raise TypeError(f"runtime_env is {given!r}; it must be a dict or a RuntimeEnv")
     known: dict[str, Any] = {}
     for key, value in dict(given or {}).items():
         if key in _HARMLESS_IN_ENVIRONMENTS or value in (None, {}, []):
             continue
-        if for_job and key in ("working_dir", "py_modules"):
-            known[key] = directories(key, value)
-        elif key == "env_vars":
+        if key == "working_dir":
+            known[key] = directory(key, value)
+        elif key == "py_modules":
+            known[key] = [
+                directory(key, one) for one in (value if isinstance(value, list | tuple) else [value])
+            ]
+        elif key in ("env_vars", "pip", "uv"):
             known[key] = value
         else:
-            whose = "" if for_job else " of a task or an actor"
             raise ValueError(
-                f"runtime_env[{key!r}]{whose} is not provided: install what executors need on every node beforehand"
+                f"runtime_env[{key!r}] is not provided: install what executors need on every node beforehand"
             )
     return known
 
 
-def directories(key: str, value: Any) -> list[str]:
-    """Absolute paths."""
-    found = []
-    for one in value if isinstance(value, list | tuple) else [value]:
-        path = getattr(one, "__path__", [one])[0]
-        if not isinstance(path, str | os.PathLike) or not os.path.isdir(path):
-            raise ValueError(f"runtime_env[{key!r}] is {one!r}; it must be a directory on this machine")
-        found.append(os.path.abspath(path))
-    return found
+def directory(key: str, value: Any) -> str:
+    """The absolute path of one, or of a module's."""
+    path = getattr(value, "__path__", [value])[0]
+    if not isinstance(path, str | os.PathLike) or not os.path.isdir(path):
+        raise ValueError(f"runtime_env[{key!r}] is {value!r}; it must be a directory on this machine")
+    return os.path.abspath(path)

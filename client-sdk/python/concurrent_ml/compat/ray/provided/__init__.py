@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -163,8 +164,9 @@ def init(
     Where none of them names one, one that `cluster up` started on this machine is joined, unless resources are given.
     """
     if local_mode:
-        raise NotImplementedError(
-            "ray.init(local_mode=True) is not provided: it runs nothing at the same time"
+        warnings.warn(
+            "ray.init(local_mode=True) changes nothing: tasks and actors run in processes of their own",
+            stacklevel=2,
         )
     for name in others:
         if name not in _IGNORED_BY_INIT and not name.startswith("_"):
@@ -179,7 +181,7 @@ def init(
             "Maybe you called ray.init twice by accident? This error can be suppressed by passing in "
             "'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'."
         )
-    environment = _options.environment(runtime_env, for_job=True)
+    environment = _options.environment(runtime_env)
     offer = {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
@@ -190,11 +192,10 @@ def init(
     }
     given = {
         "namespace": namespace or str(uuid.uuid4()),
-        "runtime_env": {"env_vars": environment.get("env_vars", {})},
+        "runtime_env": environment,
         "log_to_driver": log_to_driver is not False,
     }
-    with _elsewhere(environment.get("working_dir", []), environment.get("py_modules", [])):
-        _init(_where(address), any(value is not None for value in offer.values()), offer, given)
+    _init(_where(address), any(value is not None for value in offer.values()), offer, given)
     _job_environment.clear()
     _job_environment.update(runtime_env or {})
     return Context()
@@ -213,20 +214,6 @@ def _where(address: str | None) -> str | None:
     if named is None or named == "local":
         return named
     return named.removeprefix("ray://")
-
-
-@contextlib.contextmanager
-def _elsewhere(working_dir: list[str], modules: list[str]) -> Iterator[None]:
-    """A job's executors find the working directory and the module path that its driver has when it connects."""
-    before, path = os.getcwd(), list(sys.path)
-    try:
-        if working_dir:
-            os.chdir(working_dir[0])
-        sys.path[:0] = working_dir + [os.path.dirname(module) for module in modules]
-        yield
-    finally:
-        sys.path[:] = path
-        os.chdir(before)
 
 
 def shutdown(*_ignored: Any, **_also: Any) -> None:
@@ -397,9 +384,9 @@ def _named(resources: dict[str, float], used: bool = False) -> dict[str, float]:
     return {**resources, "object_store_memory": float(memory)}
 
 
-def get_gpu_ids() -> list[int]:
-    """The GPUs that the running task may use."""
-    return get_runtime_context().gpu_ids
+def get_gpu_ids() -> list[Any]:
+    """The GPUs that the running task may use: numbers, or as `CUDA_VISIBLE_DEVICES` named them, which are strings."""
+    return get_runtime_context().gpu_names()
 
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .... import _api, _context, _groups, _state
@@ -56,7 +57,15 @@ class RuntimeContext(_context.RuntimeContext):
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The accelerators that the running task may use: GPUs, and none of the other kinds that Ray names."""
         others: dict[str, list[str]] = {kind: [] for kind in _OTHER_ACCELERATORS}
-        return {**super().get_accelerator_ids(), **others}
+        return {"GPU": [str(gpu) for gpu in self.gpu_names()], **others}
+
+    def gpu_names(self) -> list[Any]:
+        """The running task's GPUs: numbers, or what `CUDA_VISIBLE_DEVICES` called them where the node started."""
+        indices = self.gpu_ids
+        names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if len(names) != len(indices) or names == [str(index) for index in indices]:
+            return list(indices)
+        return names
 
     def get_resource_ids(self) -> dict[str, list[str]]:
         """The accelerators that the running task may use."""

@@ -24,6 +24,40 @@ PlacementGroup.id = property(  # type: ignore[assignment]
 )
 
 
+VALID_PLACEMENT_GROUP_STRATEGIES = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"}
+
+
+def validate_placement_group(
+    bundles: Any,
+    strategy: Any = "PACK",
+    lifetime: Any = None,
+    _soft_target_node_id: Any = None,
+    bundle_label_selector: Any = None,
+) -> bool:
+    """Raises what is wrong with a group's description; returns whether it is detached."""
+    _validate_bundles(bundles)
+    if strategy not in VALID_PLACEMENT_GROUP_STRATEGIES:
+        known = ", ".join(sorted(VALID_PLACEMENT_GROUP_STRATEGIES))
+        raise ValueError(f"Invalid placement group strategy {strategy}. Supported strategies are: {known}.")
+    if lifetime not in (None, "detached"):
+        raise ValueError(f"lifetime is {lifetime!r}; it must be None or 'detached'")
+    return lifetime == "detached"
+
+
+def _validate_bundles(bundles: Any) -> None:
+    if not isinstance(bundles, list):
+        raise ValueError(f"Placement group bundles must be a list, got {type(bundles)}.")
+    if not bundles:
+        raise ValueError("Bundles must be a non-empty list of resource dictionaries: [{'CPU': 1.0}].")
+    for bundle in bundles:
+        if not isinstance(bundle, dict) or not all(
+            isinstance(name, str) and isinstance(amount, int | float) for name, amount in bundle.items()
+        ):
+            raise ValueError(f"Bundles must be resource dictionaries like {{'CPU': 1.0}}, got {bundle!r}.")
+        if not any(bundle.values()):
+            raise ValueError(f"Bundles cannot be an empty dictionary or have only 0 values: {bundle!r}.")
+
+
 def placement_group(
     bundles: Sequence[Mapping[str, float]],
     strategy: Any = "PACK",
@@ -39,10 +73,12 @@ def placement_group(
 
 
 __all__ = [
+    "VALID_PLACEMENT_GROUP_STRATEGIES",
     "PlacementGroup",
     "get_current_placement_group",
     "get_placement_group",
     "placement_group",
     "placement_group_table",
     "remove_placement_group",
+    "validate_placement_group",
 ]
