@@ -4,6 +4,7 @@
 //! [`TaskState::Alive`] while it does: so its lease stays booked, and what its making needs stays held for the next
 //! time. The task's result 0 is the handle's object; whoever can reach that can call (rule A1).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use cluster_types::client_node::FinishedOutcome;
@@ -77,6 +78,20 @@ impl Actor {
 pub(crate) struct Actors {
     known: Map<ObjectId, Actor>,
     names: Map<(String, String), ObjectId>,
+    /// The last that ended, for those who look for their logs.
+    past: VecDeque<PastActor>,
+}
+
+/// As many are remembered.
+const PAST_ACTORS: usize = 10_000;
+
+/// An actor that ended.
+#[derive(Debug)]
+pub(crate) struct PastActor {
+    pub handle: ObjectId,
+    pub name: String,
+    /// Where it lived last.
+    pub node: Option<Arc<str>>,
 }
 
 impl Actors {
@@ -90,6 +105,20 @@ impl Actors {
 
     pub fn iter(&self) -> impl Iterator<Item = (&ObjectId, &Actor)> {
         self.known.iter()
+    }
+
+    /// Those that ended, the last first.
+    pub fn past(&self) -> impl Iterator<Item = &PastActor> {
+        self.past.iter().rev()
+    }
+
+    fn remember_past(&mut self, handle: ObjectId) {
+        let Some(actor) = self.known.get(&handle) else { return };
+        let past = PastActor { handle, name: actor.traits().name.clone(), node: actor.node.clone() };
+        if self.past.len() >= PAST_ACTORS {
+            self.past.pop_front();
+        }
+        self.past.push_back(past);
     }
 
     /// It will be no actor's for long: another may take it.
@@ -209,7 +238,7 @@ impl Head {
             });
             self.store_actor(handle);
         } else {
-            self.keep_one_handle(handle, node);
+            self.keep_one_handle(ix, handle, node, results);
         }
         // It was to end while it was being made.
         let wish = self.actors.get(handle).and_then(|actor| actor.ending.clone());
@@ -222,14 +251,34 @@ impl Head {
     }
 
     /// The handle's value is known since the first making; this node's stands in for one that was lost.
-    fn keep_one_handle(&mut self, handle: ObjectId, node: NodeIx) {
+    fn keep_one_handle(
+        &mut self,
+        ix: TaskIx,
+        handle: ObjectId,
+        node: NodeIx,
+        results: SmallVec<[TaskResult; 1]>,
+    ) {
         let nodes = &self.nodes;
-        if let Some(object) = self.objects.by_id_mut(handle)
-            && let ObjectValue::Available { home, .. } = &mut object.value
+        let found = self.objects.find(handle).and_then(|at| Some((at, self.objects.get_mut(at)?)));
+        if let Some((at, object)) = found
+            && let ObjectValue::Available { inline, home, .. } = &mut object.value
             && home.is_none_or(|home| home == node || !nodes.is_alive(home))
         {
-            *home = Some(node);
-        } else {
+            if inline.is_some() {
+                *home = Some(node);
+                return;
+            }
+            if !object.copies().any(|copy| nodes.is_alive(copy)) {
+                // It need not be as large as the first, nor lie where that lay.
+                if let Some(result) = results.into_iter().next() {
+                    self.make_pending_again(at, ix);
+                    let (size, inline) = result.value.into_parts();
+                    self.set_value(at, size, inline, result.contains, node);
+                }
+                return;
+            }
+        }
+        if self.objects.by_id(handle).is_none_or(|object| !object.copies().any(|copy| copy == node)) {
             self.to_free.entry(node).or_default().push(handle);
         }
     }
@@ -297,6 +346,7 @@ impl Head {
         actor.death = Some(failure.clone());
         let waiting = actor.calls.take_all();
         let detached = actor.traits().detached;
+        self.actors.remember_past(handle);
         self.actors.free_name(handle);
         self.unstore_actor(handle);
         self.forget_states(handle);

@@ -498,10 +498,7 @@ impl Head {
                         }
                         continue;
                     };
-                    let (size, inline) = match result.value {
-                        ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
-                        ResultValue::Stored { size } => (size, None),
-                    };
+                    let (size, inline) = result.value.into_parts();
                     if is_durable {
                         self.set_durable(object, home);
                     }

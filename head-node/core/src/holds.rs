@@ -135,7 +135,8 @@ impl Head {
             self.out.push(Effect::Persist(Record::DurableGone(id)));
             self.to_delete.entry(writer).or_default().push(id);
         }
-        for node in object.copies() {
+        let unreached = object.more().into_iter().flat_map(|more| more.unreached.iter().copied());
+        for node in object.copies().chain(unreached) {
             if let Some(node_state) = self.nodes.get_mut(node) {
                 node_state.functions.remove(&id);
                 self.to_free.entry(node).or_default().push(id);

@@ -55,6 +55,8 @@ pub(crate) struct More {
     pub holders: Set<ClientId>,
     /// Complete copies beside the home's.
     pub copies: SmallVec<[NodeIx; 2]>,
+    /// Nodes from which another could not take theirs: not asked again, and told to free it with the others (REF-2).
+    pub unreached: SmallVec<[NodeIx; 1]>,
     /// Who wrote a copy to durable storage, which outlives it.
     pub durable: Option<NodeId>,
     /// Why that is no more.

@@ -65,6 +65,8 @@ fn rank(message: &NodeToHead) -> u32 {
         // Copies are told without what is inside: the home goes first.
         NodeToHead::Kept { .. } => 1,
         NodeToHead::Lives { .. } => RECORDS,
+        // Of an actor that could not be made this is why, and its calls ask for that as they are entered.
+        NodeToHead::PutFailed { .. } => 3,
         // An actor, or a group, before what names it.
         NodeToHead::Submit(spec)
             if spec.template.kind != TaskKind::Function && spec.called_actor().is_none() =>

@@ -5,9 +5,7 @@
 //! a stream is the end of its task: every item precedes it on its way to the submitter.
 
 use cluster_types::task::ITEM_OVERHEAD;
-use cluster_types::{
-    Attempt, Failure, FailureKind, HeadToNode, Map, ObjectId, ResultValue, TaskId, TaskResult,
-};
+use cluster_types::{Attempt, Failure, FailureKind, HeadToNode, Map, ObjectId, TaskId, TaskResult};
 
 use crate::head::{Head, failure};
 use crate::objects::{Object, ObjectValue};
@@ -84,10 +82,7 @@ impl Head {
     }
 
     fn set_item(&mut self, ix: ObjectIx, item: TaskResult, home: NodeIx) {
-        let (size, inline) = match item.value {
-            ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
-            ResultValue::Stored { size } => (size, None),
-        };
+        let (size, inline) = item.value.into_parts();
         self.set_value(ix, size, inline, item.contains, home);
     }
 

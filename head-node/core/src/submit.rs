@@ -16,6 +16,9 @@ use crate::tasks::{Ended, TaskState};
 
 /// The most values one task may return here.
 const MOST_RETURNS: u32 = 100_000;
+/// Of a task that is refused so many results say why. Whoever asks for others is told that they are gone: a message of a
+/// few bytes must not cost work for each value that it names.
+const REFUSED_RESULTS: u32 = 1_000;
 
 impl Head {
     pub(crate) fn submit(&mut self, node: NodeIx, spec: TaskSpec) {
@@ -256,7 +259,7 @@ impl Head {
         let failure = failure(FailureKind::Internal, message.clone(), Some(spec.id));
         if self.is_attached(spec.id.client, node) {
             let first_item = u32::from(spec.template.stream.is_some());
-            for index in 0..spec.template.num_returns.min(MOST_RETURNS) + first_item {
+            for index in 0..spec.template.num_returns.min(REFUSED_RESULTS) + first_item {
                 let object = self.objects.find_or_insert(spec.id.result(index), || ObjectValue::Unknown);
                 self.objects.set_failed(object, failure.clone());
                 if let Some(object) = self.objects.get_mut(object) {

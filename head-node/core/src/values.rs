@@ -246,6 +246,14 @@ impl Head {
         if let Some(ix) = self.objects.find(id)
             && let Some(source) = self.nodes.find(source)
         {
+            if let Some(object) =
+                self.objects.get_mut(ix).filter(|object| object.copies().any(|copy| copy == source))
+            {
+                let unreached = &mut object.more_mut().unreached;
+                if !unreached.contains(&source) {
+                    unreached.push(source);
+                }
+            }
             self.remove_copy(ix, source);
         }
         self.locate(node, id);

@@ -27,10 +27,7 @@ impl Head {
             }
             return;
         }
-        let (size, inline) = match result.value {
-            ResultValue::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
-            ResultValue::Stored { size } => (size, None),
-        };
+        let (size, inline) = result.value.into_parts();
         self.set_value(ix, size, inline, result.contains, node);
     }
 

@@ -208,6 +208,27 @@ fn the_submitter_is_told_once_that_its_actor_was_made() {
 }
 
 #[test]
+fn the_handle_that_a_lost_node_had_is_the_next_makings() {
+    let mut scene = Scene::cluster(&[0, 1, 1]);
+    let actor = make(&mut scene, Resources::cpus(1), restarting(1));
+    let first = scene.assigned_one();
+    scene.done(&first, stored(1 << 20));
+    scene.disconnect(first.node.0);
+    let again = scene.assigned_one();
+    scene.done(&again, inline(b"handle"));
+    scene.said.clear();
+    scene.tell(1, NodeToHead::Locate(actor.result(0)));
+    let told = scene.heard(1);
+    assert!(
+        told.iter().any(|told| matches!(
+            told,
+            HeadToNode::Located { located: cluster_types::Located::Inline(_), .. }
+        )),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn with_its_node_an_actor_dies_or_moves() {
     for restarts in [0, 1] {
         let mut scene = Scene::cluster(&[1, 1]);

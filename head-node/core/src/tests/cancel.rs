@@ -62,6 +62,19 @@ fn a_running_task_is_cancelled_where_it_runs_and_not_tried_again() {
 }
 
 #[test]
+fn one_whose_node_is_lost_before_it_answers_says_who_cancelled_it() {
+    let mut scene = Scene::cluster(&[1, 1]);
+    scene.submit(&[]);
+    scene.submit(&[]);
+    let task = scene.assigned().iter().find(|there| there.node == node(2)).map(|there| there.task).unwrap();
+    cancel(&mut scene, task.result(0), true);
+    scene.disconnect(2);
+    let failure = scene.failed_with(1, task);
+    assert_eq!(failure.kind, FailureKind::Cancelled);
+    assert!(failure.message.ends_with("was cancelled: by the driver"), "{}", failure.message);
+}
+
+#[test]
 fn children_follow_if_asked() {
     for recursive in [true, false] {
         let mut scene = Scene::cluster(&[4]);

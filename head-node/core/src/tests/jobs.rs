@@ -3,9 +3,11 @@
 use cluster_types::job::{
     JobFromNode, JobOrder, JobSpec, JobStage, JobState, JobToNode, JobView, LogOf, LogQuery,
 };
+use cluster_types::node_head::Retry;
 use cluster_types::query::{Query, QueryReply};
-use cluster_types::{HeadToNode, NodeToHead, Resources, Span, Term};
+use cluster_types::{ActorTraits, HeadToNode, NodeToHead, Resources, Span, Term};
 
+use super::actors::{dies, living};
 use super::scene::*;
 use crate::event::{Effect, Event, Record};
 use crate::{HeadConfig, Member};
@@ -171,6 +173,31 @@ fn the_log_of_a_job_whose_node_is_gone_is_asked_of_another_from_durable_storage(
     read(&mut scene);
     let log = asked(&mut scene, 3 - at);
     assert_eq!((log.of, log.lost), (LogOf::Job(ONE.to_owned(), Some(1)), true));
+}
+
+#[test]
+fn the_log_of_an_actor_that_ended_is_asked_of_where_it_lived() {
+    let mut scene = Scene::cluster(&[1, 1]);
+    let named = |name: &str| ActorTraits { name: name.to_owned(), ..ActorTraits::default() };
+    let read = |scene: &mut Scene, text: &str| {
+        let log = LogQuery { of: LogOf::Actor(text.to_owned()), ..LogQuery::default() };
+        scene.event(Event::Query { number: 8, query: Query::Log(log) });
+    };
+    let asked = |scene: &mut Scene, n: u64| match told(scene, n).pop() {
+        Some(JobToNode::ReadLog { log, .. }) => log.of,
+        other => panic!("{other:?}"),
+    };
+    let first = living(&mut scene, named("lamp"));
+    dies(&mut scene, &first, Retry::No);
+    let second = living(&mut scene, named("lamp"));
+    let whole = |assigned: &Assigned| assigned.task.result(0).to_string();
+    read(&mut scene, "lamp");
+    assert_eq!(asked(&mut scene, second.node.0), LogOf::Actor(whole(&second)), "the living one is meant");
+    dies(&mut scene, &second, Retry::No);
+    read(&mut scene, "lamp");
+    assert_eq!(asked(&mut scene, second.node.0), LogOf::Actor(whole(&second)), "the last of that name");
+    read(&mut scene, &whole(&first));
+    assert_eq!(asked(&mut scene, first.node.0), LogOf::Actor(whole(&first)));
 }
 
 #[test]

@@ -6,11 +6,12 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::task::{InGroup, Strategy};
 use cluster_types::{
-    Attempt, ClientKind, FailureKind, HeadToNode, Incarnation, JobInfo, Lease, Located, NodeHello,
+    Attempt, ClientKind, Failure, FailureKind, HeadToNode, Incarnation, JobInfo, Lease, Located, NodeHello,
     NodeToHead, ObjectId, Outcome, PROTOCOL_VERSION, Resources, ResultValue, Span, TaskId, TaskSpec,
     TaskTemplate, Term,
 };
 
+use super::actors::call_spec;
 use super::scene::*;
 use crate::{Effect, Event, HeadConfig, Member, Record};
 
@@ -414,4 +415,21 @@ fn what_fails_for_a_reason_that_is_known_does_not_say_that_its_arguments_are_los
     end(&mut scene, 1);
     scene.pass(Span::millis(1));
     assert_eq!(scene.failed_with(1, id).kind, FailureKind::GroupRemoved);
+}
+
+#[test]
+fn calls_on_an_actor_that_could_not_be_made_fail_for_the_reason_of_that() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let actor = of_one_core(&mut scene).id;
+    let call = call_spec(&mut scene, actor, 0, &[]);
+    scene.tell(1, NodeToHead::Submit(call.clone()));
+    let Outcome::Failed(cause) = failed(FailureKind::Exception) else { unreachable!() };
+    let cause = Failure { message: "its wheel came off".into(), ..cause };
+    scene.tell(1, NodeToHead::PutFailed { object: actor.result(0), failure: cause });
+    end(&mut scene, 1);
+    scene.pass(Span::millis(100));
+    let failure = scene.failed_with(1, call.id);
+    assert!(failure.message.contains("its wheel came off"), "{}", failure.message);
 }

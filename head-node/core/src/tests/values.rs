@@ -44,6 +44,17 @@ fn a_result_is_freed_where_it_lies_when_its_last_holder_drops_it() {
 }
 
 #[test]
+fn a_copy_that_another_node_could_not_take_is_freed_with_the_rest() {
+    let mut scene = Scene::cluster(&[2, 2]);
+    let put = ObjectId::put(DRIVER, 50);
+    scene.escape(1, put, &[]);
+    scene.tell(2, NodeToHead::SourceFailed { object: put, source: node(1) });
+    scene.said.clear();
+    scene.drop_hold(1, DRIVER, put);
+    assert_eq!(scene.freed(1), [put], "REF-2");
+}
+
+#[test]
 fn a_hold_keeps_what_the_maker_drops() {
     let mut scene = Scene::cluster(&[2, 2]);
     let put = ObjectId::put(DRIVER, 50);
@@ -243,4 +254,20 @@ fn a_function_is_sent_to_a_node_once_and_freed_there_in_the_end() {
     assert_eq!(count_located, [1, 0]);
     scene.tell(1, NodeToHead::ClientGone { client: DRIVER });
     assert!(scene.freed(2).contains(&function()));
+}
+
+#[test]
+fn a_refused_task_costs_little_however_many_values_it_names() {
+    let mut scene = Scene::cluster(&[1]);
+    let template = scene.template("f", Resources::default());
+    let many = cluster_types::TaskTemplate { num_returns: u32::MAX, ..(*template).clone() };
+    let spec = scene.spec(DRIVER, many.into(), &[]);
+    let task = spec.id;
+    scene.tell(1, NodeToHead::Submit(spec));
+    assert!(scene.failed_with(1, task).message.contains("at most 100000"));
+    let objects = scene.head.sizes().into_iter().find(|(name, _)| *name == "objects").map(|(_, count)| count);
+    assert!(objects.is_some_and(|count| count < 2_000), "{objects:?}");
+    scene.said.clear();
+    scene.tell(1, NodeToHead::Locate(task.result(50_000)));
+    assert!(matches!(located(scene.heard(1)).as_slice(), [Located::Failed(_)]), "nobody waits for it");
 }
