@@ -84,6 +84,64 @@ impl FrameReader {
     }
 }
 
+/// Cuts received bytes into pieces of frames, for who passes them on before they are whole.
+#[derive(Debug)]
+pub struct PieceReader {
+    received: BytesMut,
+    /// Bytes of the frame that has begun and is not passed on wholly; `None` between frames.
+    left: Option<usize>,
+    /// Pieces are no longer than this.
+    max: usize,
+}
+
+impl PieceReader {
+    /// Goes on where a reader of whole frames is.
+    pub fn after(reader: FrameReader, max: usize) -> Self {
+        PieceReader { received: reader.received, left: None, max }
+    }
+
+    /// Where to receive into, without a copy.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.received
+    }
+
+    /// The next piece, and whether its frame goes on: a whole frame, or as many bytes as a piece has. `None` until
+    /// more bytes come.
+    ///
+    /// # Errors
+    /// If a frame is announced that is longer than [`MAX_FRAME`]. The stream is of no use any more.
+    pub fn next_piece(&mut self) -> Result<Option<(Bytes, bool)>, WireError> {
+        let left = match self.left {
+            Some(left) => left,
+            None => {
+                let Some(prefix) = self.received.first_chunk::<PREFIX>() else { return Ok(None) };
+                let announced = u32::from_le_bytes(*prefix);
+                if announced as usize > MAX_FRAME {
+                    return Err(WireError::FrameTooLong {
+                        announced: announced.into(),
+                        limit: MAX_FRAME as u64,
+                    });
+                }
+                self.received.advance(PREFIX);
+                announced as usize
+            }
+        };
+        let len = left.min(self.max);
+        self.left = Some(left);
+        if self.received.len() < len {
+            self.received.reserve(len - self.received.len());
+            return Ok(None);
+        }
+        self.left = (left > len).then_some(left - len);
+        Ok(Some((self.received.split_to(len).freeze(), left > len)))
+    }
+
+    /// Whether a frame was passed on in part, so that nothing else may follow yet.
+    pub fn is_within_frame(&self) -> bool {
+        self.left.is_some()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,7 +155,40 @@ mod tests {
         assert!(matches!(error, WireError::FrameTooLong { .. }), "{error}");
     }
 
+    #[test]
+    fn pieces_of_too_long_a_frame_are_refused() {
+        let mut pieces = PieceReader::after(FrameReader::default(), 10);
+        pieces.buffer().extend_from_slice(b"GET / HTTP/1.1\r\n");
+        assert!(matches!(pieces.next_piece(), Err(WireError::FrameTooLong { .. })));
+    }
+
     proptest! {
+        #[test]
+        fn frames_passed_on_in_pieces_are_the_same(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20),
+            received in 1usize..100,
+            max in 1usize..120,
+        ) {
+            let mut out = BytesMut::new();
+            for frame in &frames {
+                write_frame(&mut out, |buf| buf.extend_from_slice(frame));
+            }
+            let mut pieces = PieceReader::after(FrameReader::default(), max);
+            let (mut seen, mut begun) = (Vec::new(), Vec::new());
+            for bytes in out.chunks(received) {
+                pieces.buffer().extend_from_slice(bytes);
+                while let Some((piece, more)) = pieces.next_piece().unwrap() {
+                    prop_assert!(piece.len() <= max);
+                    begun.extend_from_slice(&piece);
+                    if !more {
+                        seen.push(std::mem::take(&mut begun));
+                    }
+                }
+            }
+            prop_assert_eq!(seen, frames);
+            prop_assert!(!pieces.is_within_frame());
+        }
+
         #[test]
         fn frames_survive_any_cutting(
             frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20),

@@ -108,22 +108,28 @@ impl StreamEnd {
     /// Cuts a batch and numbers its pieces.
     pub fn send(&mut self, mut batch: Bytes) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(batch.len() / MAX_GRPC_PAYLOAD + 1);
-        self.acked = self.received;
-        self.unacked_bytes = 0;
         loop {
             let payload = batch.split_to(batch.len().min(MAX_GRPC_PAYLOAD));
-            self.sent += 1;
             let more = !batch.is_empty();
-            let piece = Piece { seq: self.sent, ack: self.received, payload, more };
-            if self.resumable {
-                self.kept_bytes += piece.payload.len();
-                self.kept.push_back(piece.clone());
-            }
-            pieces.push(piece);
+            pieces.push(self.send_piece(payload, more));
             if !more {
                 return pieces;
             }
         }
+    }
+
+    /// Numbers a piece of a batch, of at most [`MAX_GRPC_PAYLOAD`] bytes; with `more` the next to be sent is of the same
+    /// batch.
+    pub fn send_piece(&mut self, payload: Bytes, more: bool) -> Piece {
+        self.acked = self.received;
+        self.unacked_bytes = 0;
+        self.sent += 1;
+        let piece = Piece { seq: self.sent, ack: self.received, payload, more };
+        if self.resumable {
+            self.kept_bytes += piece.payload.len();
+            self.kept.push_back(piece.clone());
+        }
+        piece
     }
 
     /// Takes a frame of the other end; a batch if this frame completed one. Repeats are dropped.

@@ -34,6 +34,14 @@ pub(crate) struct Client {
     buffer: BytesMut,
 }
 
+/// Whether a client knows of all printed lines that were for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    All,
+    /// It reads too slowly; how many it was not shown is to be said.
+    NotAll,
+}
+
 pub(crate) enum ClientLink {
     Socket(Rc<SocketLink>),
     Remote(Rc<Session>),
@@ -127,7 +135,7 @@ impl Client {
     }
 
     /// Writes what was gathered.
-    pub(crate) fn flush(&mut self, client: ClientId, codec: &mut Codec) {
+    pub(crate) fn flush(&mut self, client: ClientId, codec: &mut Codec) -> Shown {
         let backlog = self.backlog();
         if backlog > OUTBOX_LOGS {
             let unread = &mut self.unread;
@@ -151,7 +159,7 @@ impl Client {
             self.messages.clear();
             self.descriptors.clear();
             self.disconnect();
-            return;
+            return Shown::All;
         }
         match &self.link {
             ClientLink::Socket(socket) => {
@@ -171,6 +179,7 @@ impl Client {
         if self.closing {
             self.disconnect();
         }
+        if self.unread > 0 { Shown::NotAll } else { Shown::All }
     }
 
     /// Ends the connection, after what the kernel or the stream already took.

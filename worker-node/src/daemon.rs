@@ -76,6 +76,8 @@ pub fn run_worker(config: WorkerConfig) -> Result<(), WorkerError> {
             let address = served.map_err(WorkerError::io("serve the gateway port"))?;
             hello.gateway_address = join(&host, address.port());
         }
+        let chunks = handle.borrow().jobs.chunks();
+        chunks.set_gateway(&hello.gateway_address).map_err(WorkerError::io("keep files of programs"))?;
         tracing::info!(node = %hello.node, data = hello.data_address, gateway = hello.gateway_address, "starting");
         let notify = config.ready;
         let admitted = move || {

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use worker_core::{Effect, Event};
 
 use crate::client_socket::{Scratch, scratch};
-use crate::clients::Client;
+use crate::clients::{Client, Shown};
 use crate::config::Machine;
 use crate::executors::Executors;
 use crate::head_side::HeadSide;
@@ -105,6 +105,8 @@ pub(crate) struct Daemon {
     head_effects: Vec<head_core::event::Effect>,
     /// Clients with something to write.
     unflushed: Vec<ClientId>,
+    /// Clients that are to be told how many lines they were not shown, once they read again.
+    short_of_lines: Vec<ClientId>,
     origin: Instant,
     wake_at: Option<Time>,
     /// Executors that were interrupted, and in which task, until they have taken notice.
@@ -147,6 +149,7 @@ impl Handle {
             effects: Vec::new(),
             head_effects: Vec::new(),
             unflushed: Vec::new(),
+            short_of_lines: Vec::new(),
             origin: Instant::now(),
             wake_at: None,
             interrupted: Vec::new(),
@@ -266,6 +269,10 @@ impl Daemon {
         self.interrupt_again();
         self.care_for_peers();
         self.tell_sizes();
+        // The sentence comes also if no further line follows.
+        for client in std::mem::take(&mut self.short_of_lines) {
+            self.mark(client);
+        }
         self.push(Event::Tick);
         if matches!(self.head, HeadSide::Embedded { .. }) {
             self.push_head(head_core::event::Event::Tick);
@@ -492,7 +499,9 @@ impl Daemon {
         for client in unflushed.drain(..) {
             let Some(known) = self.clients.get_mut(&client) else { continue };
             known.marked = false;
-            known.flush(client, &mut self.codec);
+            if known.flush(client, &mut self.codec) == Shown::NotAll {
+                self.short_of_lines.push(client);
+            }
         }
         self.unflushed = unflushed;
         self.flush_peers();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use cluster_proto::auth::CheckToken;
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
-use cluster_proto::session::{GRACE_HEADER, KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN};
+use cluster_proto::session::{GRACE_HEADER, HTTP_FRAME, KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, STREAM_WINDOW};
 use cluster_proto::strangers::{Incoming, Patience};
 use cluster_proto::stream::StreamEnd;
 use cluster_proto::v1::client_service_server::{ClientService, ClientServiceServer};
@@ -94,6 +94,9 @@ pub(crate) async fn serve(
     let files = InterceptedService::new(files, CheckToken::new(&handle.borrow().token));
     tokio::task::spawn_local(async move {
         let server = tonic::transport::Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW)
+            .max_frame_size(HTTP_FRAME)
             .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
             .add_service(service)

@@ -238,6 +238,15 @@ impl ClientCore {
         self.protect(object, source);
     }
 
+    /// As [`Core::add_handle`], for an object that this process has a handle on; false where it has none.
+    pub fn add_known_handle(&mut self, object: ObjectId) -> bool {
+        let known = self.objects.get(&object).is_some_and(|entry| entry.refs > 0);
+        if known {
+            self.add_handle(object, HandleSource::Elsewhere);
+        }
+        known
+    }
+
     /// Keeps a new handle's object alive: by what it came out of, if that has a hold itself, else by a hold (REF-1).
     fn protect(&mut self, object: ObjectId, source: HandleSource) {
         let covered = match source {

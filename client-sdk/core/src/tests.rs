@@ -224,6 +224,20 @@ fn a_location_that_comes_too_late_is_released() {
 }
 
 #[test]
+fn a_known_handle_is_one_on_an_object_that_has_another() {
+    let mut core = core();
+    assert!(!core.add_known_handle(foreign(1)));
+    core.add_handle(foreign(1), HandleSource::Elsewhere);
+    assert_eq!(batch(&mut core), ["hold 9.1.0"]);
+    assert!(core.add_known_handle(foreign(1)));
+    core.drop_handle(foreign(1));
+    assert!(batch(&mut core).is_empty());
+    core.drop_handle(foreign(1));
+    assert_eq!(batch(&mut core), ["drop 9.1.0"]);
+    assert!(!core.add_known_handle(foreign(1)));
+}
+
+#[test]
 fn each_telling_is_released_once() {
     let mut core = core();
     core.lend(foreign(1), at(0));

@@ -310,6 +310,18 @@ impl Client {
         shared.after_change(inner);
     }
 
+    /// One handle more on an object that this process has one on; false where it has none.
+    pub fn add_known_handle(&self, object: ObjectId) -> bool {
+        let shared = self.shared();
+        if shared.is_forked() {
+            return false;
+        }
+        let mut inner = shared.lock();
+        let known = inner.core.add_known_handle(object);
+        shared.after_change(inner);
+        known
+    }
+
     /// One handle less.
     pub fn drop_handle(&self, object: ObjectId) {
         self.drop_handles(&[object]);

@@ -7,6 +7,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cluster_types::{ClientToNode, ObjectId, StreamLimits};
@@ -193,7 +194,10 @@ impl Shared {
                 self.flush();
                 continue;
             }
-            if inner.core.has_messages() || !inner.answers.is_empty() {
+            // Into a full socket nothing more is written: whoever reads does it when there is room. A reader that tried
+            // on and on would never read, and the daemon may not take more before that.
+            let is_full = self.unsent.load(Ordering::Relaxed) > 0;
+            if (inner.core.has_messages() && !is_full) || !inner.answers.is_empty() {
                 drop(inner);
                 self.flush();
                 // What came while the lock was free may end the wait.
@@ -211,7 +215,7 @@ impl Shared {
             }
             if let Some(lend_at) = place.lend_cpu(&mut inner, &manner, begun.unwrap_or(now), now) {
                 until = until.min(lend_at);
-            } else if !inner.core.outbox().is_empty() {
+            } else if !inner.core.outbox().is_empty() && !is_full {
                 drop(inner);
                 self.flush();
                 continue;

@@ -180,6 +180,30 @@ fn a_wait_is_interrupted() {
     assert!(matches!(result, Err(ClientError::Interrupted)));
 }
 
+/// The daemon answers before it hears on: what it says must be read, though the socket takes nothing more.
+#[test]
+fn a_full_socket_keeps_nobody_from_reading() {
+    let (_daemon, client) = Daemon::with_driver();
+    let (waits, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let never = submit(&client, "never", b"");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            client.get(&[never], None, &mut || {
+                waits.store(true, Ordering::Relaxed);
+                if stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+            })
+        });
+        while !waits.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        let ids: Vec<ObjectId> = (0..5_000).map(|_| submit(&client, "echo", &[7; 4_000])).collect();
+        let got = client.get(&ids, soon(), &mut || Ok(()));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(got.map(|got| got.len()), Ok(5_000));
+        assert!(matches!(reader.join().unwrap(), Err(ClientError::Interrupted)));
+    });
+}
+
 #[test]
 fn threads_share_the_socket() {
     let (_daemon, client) = Daemon::with_driver();

@@ -378,6 +378,16 @@ pub enum ResultValue {
     },
 }
 
+impl ResultValue {
+    /// Its size, and its bytes if they came with it.
+    pub fn into_parts(self) -> (u64, Option<Bytes>) {
+        match self {
+            Self::Inline(bytes) => (bytes.len() as u64, Some(bytes)),
+            Self::Stored { size } => (size, None),
+        }
+    }
+}
+
 /// How a task ended, for good.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {

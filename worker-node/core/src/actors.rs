@@ -83,6 +83,9 @@ pub(crate) fn traits_of(spec: &TaskSpec) -> Option<&Arc<ActorTraits>> {
     }
 }
 
+/// Of so many the processes are remembered.
+const PAST_ACTORS: usize = 10_000;
+
 impl Node {
     /// `__init__` ended well: the executor is the actor's from here on.
     pub(crate) fn actor_made(
@@ -101,6 +104,10 @@ impl Node {
         let handle = task.result(0);
         if let Some(known) = self.executors.get_mut(&executor) {
             known.actor = Some(handle);
+            if self.past_actors.len() >= PAST_ACTORS {
+                self.past_actors.pop_front();
+            }
+            self.past_actors.push_back((handle, known.pid));
         }
         let actor = Actor {
             task,

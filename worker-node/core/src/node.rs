@@ -1,6 +1,6 @@
 //! The node: what it knows, and what it does about each event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use cluster_types::client_node::LogLine;
@@ -49,6 +49,8 @@ pub struct Node {
     pub(crate) executors: BTreeMap<u32, Executor>,
     pub(crate) next_executor: u32,
     pub(crate) actors: Actors,
+    /// The processes of the last actors that were made here, for those who look for their logs.
+    pub(crate) past_actors: VecDeque<(ObjectId, u32)>,
     /// Calls to actors of other nodes.
     pub(crate) far: Far,
     pub(crate) pools: Map<PoolKey, Pool>,
@@ -96,6 +98,7 @@ impl Node {
             executors: BTreeMap::new(),
             next_executor: 1,
             actors: Actors::default(),
+            past_actors: VecDeque::new(),
             far: Far::default(),
             pools: Map::default(),
             catalogue: Catalogue::default(),

@@ -119,9 +119,11 @@ impl Session {
         self.pass(piece);
     }
 
-    /// The stream has ended without a farewell.
+    /// The stream has ended without a farewell. If the client is on another already, that one stays.
     pub(super) fn lost(&self) {
-        self.frames.take();
+        if self.next.borrow().is_none() {
+            self.frames.take();
+        }
     }
 
     /// The client is back, on a stream of its own, and has everything up to `received`.

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use cluster_proto::Codec;
 use cluster_proto::frame::{FrameReader, write_frame};
 use cluster_store::segment::recv_with_fds;
-use cluster_types::client_node::{Completion, Welcome};
+use cluster_types::client_node::{Completion, LogLine, Welcome};
 use cluster_types::task::TaskTemplate;
 use cluster_types::{
     Attempt, ClientHello, ClientId, ClientKind, ClientToNode, JobId, JobInfo, NodeHello, NodeId,
@@ -387,6 +387,34 @@ fn a_slow_reader_gets_everything_in_order() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_reader_too_slow_for_printed_lines_is_told_how_many_it_missed_though_no_more_come() {
+    const LINES: usize = 20_000;
+    let daemon = Running::start("lines", |event, effects| {
+        if let Event::FromClient { client, message: ClientToNode::Drop(_) } = event {
+            let text = "x".repeat(1000);
+            let line = LogLine { job: JobId(1), task: None, pid: 1, node: NodeId(1), stderr: false, text };
+            effects.push(Effect::ToClient { client: *client, message: NodeToClient::Log(vec![line; 100]) });
+        }
+    });
+    let mut slow = daemon.attach(1, driver());
+    // Each in a turn of its own: what is gathered in one goes as a whole.
+    for _ in 0..LINES / 100 {
+        slow.send(&[ClientToNode::Drop(Vec::new())]);
+        daemon.wait(|event| matches!(event, Event::FromClient { .. }).then_some(()));
+    }
+    let mut shown = 0;
+    let told = loop {
+        match slow.next() {
+            Some(NodeToClient::Log(lines)) => shown += lines.len(),
+            Some(NodeToClient::Notice { text }) => break text,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(shown < LINES, "the socket took all: the test shows nothing");
+    assert!(told.starts_with(&format!("{} lines", LINES - shown)), "{shown} were shown, and: {told}");
 }
 
 #[test]

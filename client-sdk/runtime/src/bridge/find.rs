@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cluster_proto::auth::AddToken;
 use cluster_proto::heads::{KnownHeads, heads_of};
 use cluster_proto::limits::MAX_GRPC_MESSAGE;
-use cluster_proto::session::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN};
+use cluster_proto::session::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, STREAM_WINDOW};
 use cluster_proto::v1::FindGatewayRequest;
 use cluster_proto::v1::client_service_client::ClientServiceClient;
 use cluster_proto::v1::head_client::HeadClient;
@@ -45,6 +45,8 @@ fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
         .map_err(|_| unreachable(address, "that is no address; give host:port, such as 10.0.0.5:8264"))?;
     Ok(endpoint
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW)
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_WITHIN)
         .keep_alive_while_idle(true))

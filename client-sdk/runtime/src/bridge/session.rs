@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cluster_proto::Codec;
-use cluster_proto::frame::{FrameReader, write_frame};
+use cluster_proto::frame::{FrameReader, PieceReader, write_frame};
+use cluster_proto::limits::MAX_GRPC_PAYLOAD;
 use cluster_proto::session::GRACE_HEADER;
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::v1;
@@ -97,7 +98,8 @@ pub(super) async fn carry(gateway: Gateway, socket: UnixStream, place: Place) {
             return end_with(format!("the gateway ended the connection: {reason}"), &mut to_client).await;
         }
     };
-    let up = session.pass_up(&mut from_client, &mut reader);
+    let mut pieces = PieceReader::after(reader, MAX_GRPC_PAYLOAD);
+    let up = session.pass_up(&mut from_client, &mut pieces);
     let mut down = std::pin::pin!(session.pass_down(stream, &mut to_client));
     tokio::select! {
         () = up => {
@@ -114,6 +116,18 @@ async fn next_frame(from_client: &mut OwnedReadHalf, reader: &mut FrameReader) -
             return Some(frame);
         }
         match from_client.read_buf(reader.buffer()).await {
+            Ok(0) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn next_piece(from_client: &mut OwnedReadHalf, pieces: &mut PieceReader) -> Option<(Bytes, bool)> {
+    loop {
+        if let Ok(Some(piece)) = pieces.next_piece() {
+            return Some(piece);
+        }
+        match from_client.read_buf(pieces.buffer()).await {
             Ok(0) | Err(_) => return None,
             Ok(_) => {}
         }
@@ -158,23 +172,26 @@ impl Session {
         }
     }
 
-    fn send(&self, batch: Bytes) {
-        let pieces = self.end.borrow_mut().send(batch);
-        pieces.into_iter().for_each(|piece| self.pass(piece));
-    }
-
-    /// Until the client closes.
-    async fn pass_up(&self, from_client: &mut OwnedReadHalf, reader: &mut FrameReader) {
-        while let Some(frame) = next_frame(from_client, reader).await {
+    /// Until the client closes. Frames are passed on as they come: a large value travels on while it is still written.
+    async fn pass_up(&self, from_client: &mut OwnedReadHalf, pieces: &mut PieceReader) {
+        while let Some((payload, more)) = next_piece(from_client, pieces).await {
             while self.end.borrow().unacknowledged_bytes() > WINDOW {
                 self.room.notified().await;
             }
-            self.send(frame);
+            self.send(payload, more);
+        }
+        if pieces.is_within_frame() {
+            return;
         }
         // Else the gateway would wait for one that will not come back.
         let mut farewell = BytesMut::new();
         Codec::default().encode_client_batch(&[ClientToNode::Goodbye], &mut farewell);
-        self.send(farewell.freeze());
+        self.send(farewell.freeze(), false);
+    }
+
+    fn send(&self, payload: Bytes, more: bool) {
+        let piece = self.end.borrow_mut().send_piece(payload, more);
+        self.pass(piece);
     }
 
     async fn acknowledge_soon(&self) {
