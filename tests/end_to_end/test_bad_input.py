@@ -126,3 +126,22 @@ def test_errors_leave_the_cluster_working(cml: Any):
         return float(array.sum())
 
     assert cml.get([total.remote(np.ones(50_000)) for _ in range(20)]) == [50_000.0] * 20
+
+
+def test_more_entries_than_a_message_has_are_told_with_the_limit(cml: Any):
+    @cml.remote
+    def one():
+        return 1
+
+    many = {f"kind{n}": 1.0 for n in range(5000)}
+    with pytest.raises(ValueError, match="resources has 5000 entries; there can be 4096 at most"):
+        one.options(resources=many)
+    with pytest.raises(ValueError, match="resources has 5000 entries; there can be 4096 at most"):
+        one.options(variants=[{"resources": many}])
+    with pytest.raises(ValueError, match="bundle 0 has 5000 entries; there can be 4096 at most"):
+        cml.placement_group([many])
+    with pytest.raises(ValueError, match="bundles has 5000 entries; there can be 4096 at most"):
+        cml.placement_group([{"CPU": 1}] * 5000)
+    with pytest.raises(ValueError, match="entries; there can be 4000 at most"):
+        one.options(runtime_env={"env_vars": dict.fromkeys(many, "")})
+    assert cml.get(one.remote(), timeout=20) == 1
