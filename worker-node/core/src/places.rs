@@ -13,6 +13,9 @@ use crate::objects::{Memory, Writer};
 /// Where values may begin in a segment.
 const ALIGNMENT: u64 = 64;
 
+/// So few turns of objects that are gone are not worth a look.
+const TURNS_OF_NOTHING: usize = 64;
+
 /// Objects that may be moved to disk, in the order in which they were last let go of. An object is in it once; one that
 /// is used meanwhile is passed over, or moves to the end, when its turn comes. So a turn costs no look at the others.
 #[derive(Debug, Default)]
@@ -20,6 +23,13 @@ pub(crate) struct Idle {
     turns: VecDeque<(u64, ObjectId)>,
     /// Their writers still use them: their turn comes again with the next tick.
     pub(crate) refused: Vec<ObjectId>,
+}
+
+impl Idle {
+    /// How many turns it keeps.
+    pub(crate) fn len(&self) -> usize {
+        self.turns.len() + self.refused.len()
+    }
 }
 
 impl Node {
@@ -134,6 +144,17 @@ impl Node {
         let Some(known) = self.objects.get_mut(&object).filter(|known| known.can_spill()) else { return };
         if !std::mem::replace(&mut known.idle, true) {
             self.memory.idle.turns.push_back((known.used, object));
+            self.forget_turns();
+        }
+    }
+
+    /// Forgets turns of objects that are gone, once these are the most: nothing else does while memory suffices.
+    fn forget_turns(&mut self) {
+        let turns = &mut self.memory.idle.turns;
+        if turns.len() > 2 * self.objects.len() + TURNS_OF_NOTHING {
+            turns.retain(|(_, object)| self.objects.get(object).is_some_and(|known| known.idle));
+            // What a burst needed is given back.
+            turns.shrink_to(2 * turns.len());
         }
     }
 

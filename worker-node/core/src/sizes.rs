@@ -33,6 +33,7 @@ impl Node {
             ("wants", self.memory.wants.len()),
             ("admissions", self.memory.admissions.len()),
             ("arriving objects", self.memory.arriving.len()),
+            ("turns to go to disk", self.memory.idle.len()),
             ("held back messages", self.held_back.len()),
             ("fresh results", self.fresh.len()),
         ];

@@ -1,5 +1,7 @@
 //! Memory: leases, who waits, what is spilled, restored, evicted, admitted (rules P2 to P5).
 
+use std::collections::HashMap;
+
 use cluster_types::{
     ClientToNode, FailureKind, HeadToNode, NodeToClient, NodeToHead, ObjectId, SegmentId, Span, Value,
 };
@@ -155,6 +157,19 @@ fn a_full_disk_is_not_told_while_others_give_up_what_was_written_before() {
     assert_eq!(scene.told(DRIVER), []);
     scene.driver_says(ClientToNode::Evicted { object: first[0], freed: true });
     assert!(!scene.told(DRIVER).iter().any(|told| matches!(told, NodeToClient::NoMemory { .. })));
+}
+
+#[test]
+fn turns_of_what_is_gone_are_forgotten() {
+    let mut scene = Scene::new();
+    let (segment, _) = scene.lease(DRIVER, 8 * MIB);
+    for n in 2..1002 {
+        scene.put_stored(put(n), at(segment, 0, MIB));
+        scene.driver_says(ClientToNode::Drop(vec![put(n)]));
+    }
+    let sizes: HashMap<_, _> = scene.node.sizes().into_iter().collect();
+    assert_eq!(sizes["objects"], 0);
+    assert!(sizes["turns to go to disk"] <= 66, "{sizes:?}");
 }
 
 #[test]
