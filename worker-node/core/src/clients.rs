@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use crate::event::Effect;
 use crate::node::Node;
-use crate::objects::Object;
 
 /// Somebody attached here.
 #[derive(Debug)]
@@ -121,7 +120,7 @@ impl Node {
                 }
             }
             ClientToNode::Put { object, value, contains } => {
-                let known = self.objects.get(&object).is_some_and(Object::has_copy);
+                let known = self.objects.get(&object).is_some_and(|known| known.has_copy());
                 if object.client != client || known {
                     return; // Not its own, or said twice.
                 }

@@ -162,5 +162,6 @@ impl Object {
     }
 }
 
-/// Everything this node knows of objects.
-pub(crate) type Objects = cluster_types::Map<ObjectId, Object>;
+/// Everything this node knows of objects. Boxed, so that the table's growth moves little: with a million small results
+/// here it would else stop the daemon for seconds.
+pub(crate) type Objects = cluster_types::Map<ObjectId, Box<Object>>;

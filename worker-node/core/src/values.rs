@@ -10,7 +10,7 @@ use crate::clients::Client;
 use crate::event::{Effect, ServeFrom};
 use crate::memory::Want;
 use crate::node::{Node, failure};
-use crate::objects::{Fetch, Memory, Object, Writer};
+use crate::objects::{Fetch, Memory, Writer};
 
 impl Node {
     /// A client completed a value of its own. Nobody else knows it before `escape`.
@@ -84,7 +84,7 @@ impl Node {
         contains: &Refs,
         effects: &mut Vec<Effect>,
     ) {
-        if self.objects.get(&object).is_some_and(Object::has_copy) {
+        if self.objects.get(&object).is_some_and(|known| known.has_copy()) {
             // Another attempt's result is here already.
             if let PutValue::Stored(location) = value {
                 self.tell_client(client, NodeToClient::RangesFreed(vec![location]), effects);
@@ -125,8 +125,8 @@ impl Node {
     pub(crate) fn serve_small(&mut self, effects: &mut Vec<Effect>) {
         for object in std::mem::take(&mut self.fresh) {
             // Freed since, it may be here again as a copy that the head does not count.
-            let is_home = |known: &Object| !known.served && !known.freed && !known.cached;
-            if self.objects.get(&object).is_some_and(is_home) {
+            let known = self.objects.get(&object);
+            if known.is_some_and(|known| !known.served && !known.freed && !known.cached) {
                 self.serve(object, effects);
             }
         }
@@ -136,7 +136,7 @@ impl Node {
 
     /// A client needs a value.
     pub(crate) fn get(&mut self, client: ClientId, object: ObjectId, effects: &mut Vec<Effect>) {
-        if self.objects.get(&object).is_some_and(Object::is_here) {
+        if self.objects.get(&object).is_some_and(|known| known.is_here()) {
             self.give(object, client, effects);
             return;
         }
