@@ -4,8 +4,7 @@
 /// this a 64 MiB frame could become gigabytes.
 pub const MAX_BATCH_MESSAGES: usize = 1 << 17;
 
-/// Bytes of one encoded batch, and of one frame on a Unix socket. A single value of a client without shared memory
-/// must fit.
+/// Bytes of one encoded batch, and of one frame on a Unix socket.
 pub const MAX_FRAME: usize = 64 << 20;
 
 /// Bytes of payload in one gRPC frame; a longer batch is cut.
@@ -14,8 +13,9 @@ pub const MAX_GRPC_PAYLOAD: usize = 1 << 20;
 /// Bytes of one gRPC message: a payload and its few fields.
 pub const MAX_GRPC_MESSAGE: usize = MAX_GRPC_PAYLOAD + 1024;
 
-/// Bytes that an encoder gathers in one frame before it begins another.
-pub const FRAME_TARGET: usize = 1 << 20;
+/// Bytes that an encoder gathers in one frame before it begins another. A part of a large value is more, so that it is
+/// the last of its frame, and mostly the only one.
+pub const FRAME_TARGET: usize = 960 << 10;
 
 /// Custom resources in one request, GPUs in one lease, entries in one map of variables or labels.
 pub const MAX_ENTRIES: usize = 4096;

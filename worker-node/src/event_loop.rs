@@ -14,14 +14,14 @@ use cluster_proto::Codec;
 use cluster_types::client_node::LogLine;
 use cluster_types::{
     ClientId, ClientKind, ClientToNode, Incarnation, JobId, Map, NodeHello, NodeId, NodeToClient, NodeToHead,
-    ObjectId, Time,
+    ObjectId, PART, Time,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::{Notify, mpsc};
 use worker_core::{Effect, Event};
 
 use crate::client_socket::{Scratch, scratch};
-use crate::clients::{Client, Shown};
+use crate::clients::{Client, ClientLink, Shown};
 use crate::config::Machine;
 use crate::executors::Executors;
 use crate::head_side::HeadSide;
@@ -406,7 +406,7 @@ impl Daemon {
             Effect::StartJob { order } => self.start_job(order),
             Effect::ReadLog { ask, log, ended } => self.jobs.later(Work::Read { ask, log, ended }),
             Effect::WriteDurable { object } => self.store.write_durable(object, self.node_id),
-            Effect::SendBytes { client, object } => self.store.send_bytes(client, object),
+            Effect::SendBytes { client, object } => self.send_bytes(client, object),
             other => self.store.perform(other),
         }
     }
@@ -465,17 +465,32 @@ impl Daemon {
                     tracing::error!(?segment, "a client was to be told of a segment that is gone");
                     return;
                 };
-                known.descriptors.push_back(descriptor);
+                match &known.link {
+                    ClientLink::Socket(_) => known.descriptors.push_back(descriptor),
+                    ClientLink::Remote(session) => session.lease(segment, len, descriptor),
+                }
                 // Of segments that the store made for itself the core does not know the length.
                 NodeToClient::Segment { segment, len, writable }
             }
             other => other,
         };
+        if let ClientLink::Remote(session) = &known.link {
+            session.note_told(&message);
+        }
         if let (NodeToClient::Run(run), ClientKind::Executor { executor }) = (&message, &known.kind) {
             self.executors.offer(*executor, run.slot, run.tag);
         }
         known.messages.push(message);
         self.mark(client);
+    }
+
+    /// Sends an object to a client that shares no memory.
+    fn send_bytes(&mut self, client: ClientId, object: ObjectId) {
+        let link = self.clients.get(&client).map(|known| &known.link);
+        match (link, self.store.served_len(object)) {
+            (Some(ClientLink::Remote(session)), Some(len)) if len > PART as u64 => session.want(object),
+            _ => self.store.send_bytes(client, object),
+        }
     }
 
     /// Something is to be written at the end of this turn.

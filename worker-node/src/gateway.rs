@@ -1,5 +1,6 @@
 //! Drivers of machines without a daemon, over gRPC (rule T1). They share no memory; otherwise they are like others.
 
+mod feeding;
 mod session;
 
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use cluster_proto::strangers::{Incoming, Patience};
 use cluster_proto::stream::StreamEnd;
 use cluster_proto::v1::client_service_server::{ClientService, ClientServiceServer};
 use cluster_proto::{Codec, v1};
-use cluster_types::{ClientHello, ClientId, ClientKind, NodeToClient};
+use cluster_types::{ClientHello, ClientId, ClientKind, ClientToNode, NodeToClient};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -27,6 +28,7 @@ use crate::clients::{Client, ClientLink};
 use crate::event_loop::{Daemon, Handle};
 use crate::sockets::check_hello;
 
+pub(crate) use feeding::{NoPart, Part};
 pub(crate) use session::Session;
 use session::{Frames, FromClient, News};
 
@@ -144,7 +146,9 @@ async fn greet(handle: Handle, mut arrived: Arrived, grace: Duration) {
     // The session holds the only one from here on, so that closing it ends the stream.
     drop(frames);
     tracing::info!(%client, "remote client attached");
+    let feeding = tokio::task::spawn_local(feeding::feed(handle.clone(), client, session.clone()));
     serve_session(&handle, client, &session, incoming).await;
+    feeding.abort();
     drained.send_replace(true);
     tracing::info!(%client, "remote client ended");
     let mut daemon = handle.borrow();
@@ -213,23 +217,52 @@ async fn read(handle: &Handle, client: ClientId, session: &Session, incoming: &m
             }
         };
         let Some(frame) = frame else { return Parted::Lost };
-        let batch = session.receive(frame).map_err(|error| error.to_string());
-        let mut daemon = handle.borrow();
-        let taken = match batch {
-            Ok(Some(batch)) => daemon.receive(client, batch),
+        let taken = match session.receive(frame).map_err(|error| error.to_string()) {
+            Ok(Some(batch)) => take(handle, client, session, batch).await,
             Ok(None) => continue,
             Err(reason) => Err(reason),
         };
-        daemon.pump();
         match taken {
             Ok(false) => {}
             Ok(true) => return Parted::Over,
             Err(reason) => {
-                tracing::warn!(%client, reason, "a remote client broke the protocol; parting with it");
-                daemon.part_with(client, reason);
+                tracing::warn!(%client, reason, "parting with a remote client");
+                handle.borrow().part_with(client, reason);
             }
         }
     }
+}
+
+/// Passes on what a batch says, in order, but for bytes of large values, which go to where they belong; true if it says
+/// goodbye.
+async fn take(
+    handle: &Handle,
+    client: ClientId,
+    session: &Session,
+    batch: bytes::Bytes,
+) -> Result<bool, String> {
+    let mut goodbye = false;
+    let mut gathered = Vec::new();
+    let mut pass_on = |messages: Vec<ClientToNode>| {
+        let mut daemon = handle.borrow();
+        goodbye |= daemon.hear(client, messages);
+        daemon.pump();
+    };
+    let messages = handle.borrow().decode(batch)?;
+    for message in messages {
+        match message {
+            ClientToNode::Write { segment, offset, bytes } => {
+                pass_on(std::mem::take(&mut gathered));
+                session.write(segment, offset, bytes).await?;
+            }
+            message => {
+                session.note_said(&message);
+                gathered.push(message);
+            }
+        }
+    }
+    pass_on(gathered);
+    Ok(goodbye)
 }
 
 impl Daemon {

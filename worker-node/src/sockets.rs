@@ -191,8 +191,17 @@ impl Daemon {
     }
 
     /// Queues what a frame holds; true if the client says goodbye in it.
-    pub(crate) fn receive(&mut self, client: ClientId, frame: bytes::Bytes) -> Result<bool, String> {
-        let messages = self.codec.decode_client_batch(frame).map_err(|error| error.to_string())?;
+    fn receive(&mut self, client: ClientId, frame: bytes::Bytes) -> Result<bool, String> {
+        self.decode(frame).map(|messages| self.hear(client, messages))
+    }
+
+    /// What a frame holds.
+    pub(crate) fn decode(&mut self, frame: bytes::Bytes) -> Result<Vec<ClientToNode>, String> {
+        self.codec.decode_client_batch(frame).map_err(|error| error.to_string())
+    }
+
+    /// Queues what a client says; true if goodbye is among it.
+    pub(crate) fn hear(&mut self, client: ClientId, messages: Vec<ClientToNode>) -> bool {
         let mut goodbye = false;
         for message in messages {
             goodbye |= matches!(message, ClientToNode::Goodbye);
@@ -205,7 +214,7 @@ impl Daemon {
             }
             self.push(Event::FromClient { client, message });
         }
-        Ok(goodbye)
+        goodbye
     }
 
     /// Forgets a client whose process ended, or that said goodbye.

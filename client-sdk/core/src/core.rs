@@ -177,31 +177,46 @@ impl ClientCore {
     /// any length and announces large ones (`keep` false: the daemon keeps them).
     pub fn put(&mut self, value: PutValue, contains: Refs, keep: bool) -> ObjectId {
         let object = ObjectId::put(self.client, self.take_seq());
-        let mut entry = Entry { refs: 1, escaped: false, held: true, ..Entry::default() };
-        entry.contains = !contains.is_empty();
+        match value {
+            PutValue::Inline(bytes) if keep => self.enter_put(object, State::Inline(bytes), None, contains),
+            PutValue::Inline(_) => self.enter_put(object, State::Stored, Some(value), contains),
+            PutValue::Stored(location) => {
+                self.note_own_range(object, location);
+                self.enter_put(object, State::Own(location), Some(value), contains);
+            }
+        }
+        object
+    }
+
+    /// As [`ClientCore::put`], of a value that a client without shared memory wrote into a segment lent for just that:
+    /// it is the daemon's from here on.
+    pub fn put_far(&mut self, location: Location, contains: Refs) -> ObjectId {
+        let object = ObjectId::put(self.client, self.take_seq());
+        self.enter_put(object, State::Stored, Some(PutValue::Stored(location)), contains);
+        object
+    }
+
+    fn enter_put(&mut self, object: ObjectId, state: State, announced: Option<PutValue>, contains: Refs) {
+        let entry = Entry {
+            refs: 1,
+            escaped: false,
+            held: true,
+            contains: !contains.is_empty(),
+            announced: announced.is_some(),
+            state,
+            ..Entry::default()
+        };
         for &inner in &contains {
             self.add_handle(inner, HandleSource::Elsewhere);
         }
-        match value {
-            PutValue::Inline(bytes) if keep => entry.state = State::Inline(bytes),
-            value => {
-                entry.announced = true;
-                entry.state = match value {
-                    PutValue::Stored(location) => {
-                        self.note_own_range(object, location);
-                        State::Own(location)
-                    }
-                    PutValue::Inline(_) => State::Stored,
-                };
-                self.share_all(contains.iter().copied());
-                self.out.push(ClientToNode::Put { object, value, contains: contains.clone() });
-            }
+        if let Some(value) = announced {
+            self.share_all(contains.iter().copied());
+            self.out.push(ClientToNode::Put { object, value, contains: contains.clone() });
         }
         if entry.contains {
             self.contains.insert(object, contains);
         }
         self.objects.insert(object, entry);
-        object
     }
 
     fn take_seq(&mut self) -> u64 {
@@ -320,7 +335,9 @@ impl ClientCore {
         while let Some(object) = todo.pop() {
             let Some(entry) = self.objects.remove(&object) else { continue };
             self.out.release(object, entry.told);
-            if entry.announced && !self.out.retract_put(object) {
+            // What lies in the daemon's memory is the daemon's to free, whether it has heard of it or not.
+            let retractable = matches!(entry.state, State::Own(_));
+            if entry.announced && !(retractable && self.out.retract_put(object)) {
                 self.out.drop(object);
             }
             if let Some(location) = self.forget_own_range(object) {

@@ -137,6 +137,7 @@ fn size(message: &ClientToNode) -> usize {
             },
             ClientToNode::Yielded(yielded) => put(&yielded.item.value) + ID * yielded.item.contains.len(),
             ClientToNode::Log(line) => line.text.len(),
+            ClientToNode::Write { bytes, .. } => bytes.len(),
             _ => 0,
         }
 }

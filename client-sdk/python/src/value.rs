@@ -197,11 +197,10 @@ pub(crate) fn write(
     let lengths: Vec<usize> = buffers.iter().map(|buffer| buffer.len()).collect();
     let draft: Draft =
         interruptible(py, |interrupt| client.reserve(kind, in_band.len(), &lengths, interrupt))?;
-    let written = match draft.is_small() {
-        true => draft.write(in_band, buffers),
-        false => py.detach(|| draft.write(in_band, buffers)),
-    };
-    written.map_err(|error| client_error(py, error.into(), None))
+    if draft.is_small() {
+        return draft.write(in_band, buffers, &mut || Ok(())).map_err(|error| client_error(py, error, None));
+    }
+    interruptible(py, |interrupt| draft.write(in_band, buffers, interrupt))
 }
 
 /// Pickles longer than this are read where they lie; below it, copying costs less than a view.

@@ -75,7 +75,7 @@ fn main() {
 
     let begun = Instant::now();
     for _ in 0..count {
-        let parcel = client.reserve(Kind::RAW, 9, &[], go).unwrap().write(b"arguments", &[]).unwrap();
+        let parcel = client.reserve(Kind::RAW, 9, &[], go).unwrap().write(b"arguments", &[], go).unwrap();
         let id = client.put(parcel, &[]).unwrap();
         client.drop_handle(id);
     }
@@ -84,7 +84,7 @@ fn main() {
     let begun = Instant::now();
     for _ in 0..20_000 {
         let draft = client.reserve(Kind::RAW, 0, &[bytes.len()], go).unwrap();
-        let id = client.put(draft.write(&[], &[&bytes]).unwrap(), &[]).unwrap();
+        let id = client.put(draft.write(&[], &[&bytes], go).unwrap(), &[]).unwrap();
         client.drop_handle(id);
     }
     report("put of 100 kB, and its end", 20_000, begun.elapsed());
@@ -92,7 +92,7 @@ fn main() {
     for _ in 0..3 {
         let begun = Instant::now();
         let draft = client.reserve(Kind::RAW, 0, &[bytes.len()], go).unwrap();
-        let id = client.put(draft.write(&[], &[&bytes]).unwrap(), &[]).unwrap();
+        let id = client.put(draft.write(&[], &[&bytes], go).unwrap(), &[]).unwrap();
         println!("put of 200 MB {:>42.1} GB/s", bytes.len() as f64 / begun.elapsed().as_secs_f64() / 1e9);
         client.drop_handle(id);
     }

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cluster_proto::limits::MAX_FRAME;
 use cluster_store::alloc::Allocator;
 use cluster_store::layout::{Kind, Layout};
-use cluster_types::client_node::{Cancellation, LogLine, PutValue, Welcome};
+use cluster_types::client_node::{Cancellation, LogLine, Welcome};
 use cluster_types::ids::MAX_RETURNS;
 use cluster_types::query::{Query, QueryReply};
 use cluster_types::{
-    Attempt, ClientId, ClientToNode, Failure, FailureKind, GpuShare, INLINE_MAX, JobId, ObjectId, Payload,
-    Refs, TaskSpec, TaskTemplate,
+    Attempt, ClientId, ClientToNode, Failure, FailureKind, GpuShare, INLINE_MAX, JobId, ObjectId, PART,
+    Payload, Refs, TaskSpec, TaskTemplate,
 };
 
 use crate::completion::CompletionQueue;
@@ -172,7 +171,8 @@ impl Client {
         shared.check_room(len)?;
         let memory = match shared.shares_memory {
             true => Memory::Store(shared.allocate(len, interrupt)?),
-            false => Memory::Heap(vec![0; len]),
+            false if len <= PART => Memory::Heap(vec![0; len]),
+            false => Memory::Far(shared.borrow_far(len, interrupt)?),
         };
         Ok(Draft { layout, memory })
     }
@@ -187,8 +187,7 @@ impl Client {
         shared.check_generation()?;
         let mut inner = shared.lock();
         inner.usable()?;
-        let small = value.len() <= INLINE_MAX;
-        let object = inner.core.put(value.into_put_value(), Refs::from_slice(contains), small);
+        let object = value.put(&mut inner, Refs::from_slice(contains));
         shared.after_append(inner, false);
         Ok(object)
     }
@@ -207,22 +206,15 @@ impl Client {
                 "num_returns={asked}: a task can return at most {MAX_RETURNS} values"
             )));
         }
+        shared.wait_for_room(BACKLOG_MAX, interrupt)?;
         let mut inner = shared.lock();
-        if shared.backlog(&inner) > BACKLOG_MAX {
-            drop(inner);
-            shared.wait_until(Manner::until(None), interrupt, |inner| {
-                Ok(if shared.backlog(inner) <= BACKLOG_MAX { Step::Done(()) } else { Step::Wait(For::Room) })
-            })?;
-            inner = shared.lock();
-        }
         inner.usable()?;
         let Call { template, payload, deps, borrowed, within, job } = call;
-        let small = payload.len() <= INLINE_MAX;
         let quiet = inner.core.unfinished() == 0 && !inner.core.has_messages();
         let mut stored = None;
-        let payload = match payload.into_put_value() {
-            PutValue::Inline(bytes) if small => Payload::Inline(bytes),
-            value => Payload::Stored(*stored.insert(inner.core.put(value, Refs::new(), false))),
+        let payload = match payload.into_small() {
+            Ok(bytes) => Payload::Inline(bytes),
+            Err(large) => Payload::Stored(*stored.insert(large.put(&mut inner, Refs::new()))),
         };
         let within = inner.running(within);
         let parent = within.as_ref().map(|current| current.task);
@@ -684,17 +676,17 @@ impl Shared {
                 mib(capacity)
             ));
         }
-        // Room for the message around it.
-        let travels = MAX_FRAME - 4096;
-        if !self.shares_memory && len > travels {
-            return too_large(format!(
-                "a value of {} is too large for a driver that shares no memory with a daemon: such a driver can send \
-                 at most {} in one value; split it, or run the driver on a machine of the cluster",
-                mib(len as u64),
-                mib(travels as u64)
-            ));
-        }
         Ok(())
+    }
+
+    /// Waits until no more than these bytes wait to be sent.
+    pub(crate) fn wait_for_room(&self, limit: usize, interrupt: Interrupt<'_>) -> Result<(), ClientError> {
+        if self.backlog(&self.lock()) <= limit {
+            return Ok(());
+        }
+        self.wait_until(Manner::until(None), interrupt, |inner| {
+            Ok(if self.backlog(inner) <= limit { Step::Done(()) } else { Step::Wait(For::Room(limit)) })
+        })
     }
 
     /// Memory of the own lease; asks for more, and waits for it, only where there is no room.
@@ -703,14 +695,23 @@ impl Shared {
         len: usize,
         interrupt: Interrupt<'_>,
     ) -> Result<cluster_store::segment::WriteBuf, ClientError> {
+        // Not under the lock: fresh memory is populated here, which takes a while.
+        self.claim(Allocator::segment_len(len as u64), interrupt, || self.arena.alloc(len))
+    }
+
+    /// Takes memory of a lease, once there is some; asks for a segment of so many bytes where there is none.
+    pub(crate) fn claim<T>(
+        &self,
+        bytes: u64,
+        interrupt: Interrupt<'_>,
+        mut take: impl FnMut() -> Option<T>,
+    ) -> Result<T, ClientError> {
         self.check_generation()?;
-        let bytes = Allocator::segment_len(len as u64);
         let begun = self.lock().memory_news;
         let mut seen = begun;
         loop {
-            // Not under the lock: fresh memory is populated here, which takes a while.
-            if let Some(buf) = self.arena.alloc(len) {
-                return Ok(buf);
+            if let Some(taken) = take() {
+                return Ok(taken);
             }
             seen = self.wait_until(Manner::until(None), interrupt, |inner| {
                 let refused = |(number, asked, _): &&(u64, u64, Failure)| *number > begun && *asked == bytes;

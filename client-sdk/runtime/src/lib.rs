@@ -24,6 +24,7 @@ mod direct;
 mod error;
 mod executor;
 mod failing;
+mod far;
 mod helper;
 mod options;
 mod reader;

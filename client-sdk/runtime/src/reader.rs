@@ -89,6 +89,17 @@ impl ReadHalf {
     }
 }
 
+impl Inner {
+    /// A segment of this length has come: the longest request that it can serve is served.
+    fn served(&mut self, len: u64) {
+        self.memory_news += 1;
+        let requests = self.requested.iter().enumerate().filter(|(_, asked)| **asked <= len);
+        if let Some(at) = requests.max_by_key(|(_, asked)| **asked).map(|(at, _)| at) {
+            self.requested.swap_remove(at);
+        }
+    }
+}
+
 fn interest(writing: bool) -> PollFlags {
     if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
 }
@@ -195,6 +206,9 @@ impl Shared {
                 // Answers that it gave before its end count.
                 self.close_channel(&mut inner, read, |peer| *peer == Peer::Actor(*actor));
             }
+            if let NodeToClient::Ready { object, .. } = &message {
+                inner.far.forget(*object);
+            }
             let Some(message) = inner.core.on_message(message) else { continue };
             self.on_message(&mut inner, read, message);
         }
@@ -229,8 +243,17 @@ impl Shared {
     /// What is not about objects.
     fn on_message(&self, inner: &mut Inner, read: &mut ReadHalf, message: NodeToClient) {
         match message {
-            NodeToClient::Segment { segment, len, writable } => {
+            NodeToClient::Part { object, offset, len, bytes } => {
+                if let Some(value) = inner.far.take_part(object, offset, len, &bytes) {
+                    inner.core.on_message(NodeToClient::Ready { object, value });
+                }
+            }
+            NodeToClient::Segment { segment, len, writable } if self.shares_memory => {
                 self.on_segment(inner, segment, len, writable, read.segments.pop_front());
+            }
+            NodeToClient::Segment { segment, len, .. } => {
+                inner.far.was_lent(segment, len);
+                inner.served(len);
             }
             NodeToClient::NoMemory { bytes, failure } => {
                 if let Some(at) = inner.requested.iter().position(|asked| *asked == bytes) {
@@ -246,6 +269,7 @@ impl Shared {
             NodeToClient::RecallMemory => {
                 // What this very batch freed counts.
                 self.reuse_freed(inner);
+                inner.return_far();
                 let free = self.arena.take_free_segments(0);
                 if !free.is_empty() {
                     free.iter().for_each(|segment| {
@@ -335,18 +359,7 @@ impl Shared {
             Some(fd) => self.map_segment(inner, segment, writable, &fd),
         };
         if writable {
-            inner.memory_news += 1;
-            // The longest request that it can serve is served.
-            let served = inner
-                .requested
-                .iter()
-                .enumerate()
-                .filter(|(_, asked)| **asked <= len)
-                .max_by_key(|(_, asked)| **asked)
-                .map(|(at, _)| at);
-            if let Some(at) = served {
-                inner.requested.swap_remove(at);
-            }
+            inner.served(len);
         }
         if let Err(reason) = mapped {
             inner.lose(ClientError::ConnectionLost(format!(

@@ -25,6 +25,7 @@ use crate::ClientError;
 use crate::client::{Notice, Task};
 use crate::completion::Queue;
 use crate::direct::{Channel, ChannelWriter};
+use crate::far::Far;
 use crate::helper::{Duty, Helper};
 use crate::reader::ReadHalf;
 use crate::spin::Spinning;
@@ -92,6 +93,8 @@ pub(crate) struct Inner {
     /// Descriptors to wake waiters with, to be used again.
     pub(crate) wake_fds: Vec<Arc<OwnedFd>>,
     pub(crate) segments: Map<SegmentId, Arc<ReadMapping>>,
+    /// Of a process that shares no memory.
+    pub(crate) far: Far,
     /// Lengths of segments asked for.
     pub(crate) requested: Vec<u64>,
     /// Refusals, numbered, by length asked for.
@@ -170,6 +173,7 @@ impl Inner {
             next_waiter: 0,
             wake_fds: Vec::new(),
             segments: Map::default(),
+            far: Far::default(),
             requested: Vec::new(),
             denied: VecDeque::new(),
             memory_news: 0,

@@ -220,7 +220,7 @@ impl Client {
                 return Ok(Step::Wait(For::Taken(tag, limits)));
             }
             if shared.backlog(inner) > BACKLOG_MAX {
-                return Ok(Step::Wait(For::Room));
+                return Ok(Step::Wait(For::Room(BACKLOG_MAX)));
             }
             Ok(Step::Done(!inner.is_closed(tag)))
         })

@@ -9,12 +9,14 @@ use cluster_store::copy::copy_into;
 use cluster_store::layout::{Kind, Layout, LayoutError};
 use cluster_store::segment::{ReadBuf, WriteBuf};
 use cluster_types::client_node::PutValue;
-use cluster_types::{Failure, INLINE_MAX, ObjectId};
+use cluster_types::{Failure, INLINE_MAX, ObjectId, Refs};
 
-use crate::shared::Shared;
+use crate::far::FarRange;
+use crate::shared::{Inner, Shared};
+use crate::{ClientError, Interrupt};
 
 /// Memory for one value that is about to be written: small values on the heap, others in this process's own lease of
-/// the store. Dropped, it leaves nothing.
+/// the store, which is on another machine where the process shares no memory with its daemon. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
     pub(crate) layout: Layout,
@@ -25,29 +27,54 @@ pub struct Draft {
 pub(crate) enum Memory {
     Heap(Vec<u8>),
     Store(WriteBuf),
+    Far(FarRange),
 }
 
 impl Draft {
     /// Copies the parts in, large ones with two threads: release the GIL around it. The lengths must be those reserved.
+    /// Waits only where they travel to another machine.
     ///
     /// # Errors
-    /// If they are not.
-    pub fn write(mut self, in_band: &[u8], buffers: &[&[u8]]) -> Result<Parcel, LayoutError> {
+    /// If the lengths are not those; on the way to another machine, if the connection is of no use any more or the wait
+    /// was interrupted.
+    pub fn write(
+        self,
+        in_band: &[u8],
+        buffers: &[&[u8]],
+        interrupt: Interrupt<'_>,
+    ) -> Result<Parcel, ClientError> {
         let lengths = self.layout.buffers().iter().map(|range| range.len());
         if !lengths.eq(buffers.iter().map(|buffer| buffer.len())) {
-            return Err(LayoutError::PlanMismatch);
+            return Err(LayoutError::PlanMismatch.into());
         }
-        let dst: &mut [u8] = match &mut self.memory {
-            Memory::Heap(bytes) => bytes,
-            Memory::Store(buf) => buf,
+        let layout = &self.layout;
+        let fill = |dst: &mut [u8]| -> Result<(), LayoutError> {
+            layout.write_prefix(dst, in_band)?;
+            for (range, buffer) in layout.buffers().iter().zip(buffers) {
+                copy_into(&mut dst[range.clone()], buffer);
+            }
+            Ok(())
         };
-        self.layout.write_prefix(dst, in_band)?;
-        for (range, buffer) in self.layout.buffers().iter().zip(buffers) {
-            copy_into(&mut dst[range.clone()], buffer);
-        }
         let content = match self.memory {
-            Memory::Heap(bytes) => ParcelContent::Inline(bytes.into()),
-            Memory::Store(buf) => ParcelContent::Stored(buf),
+            Memory::Heap(mut bytes) => {
+                fill(&mut bytes)?;
+                ParcelContent::Inline(bytes.into())
+            }
+            Memory::Store(mut buf) => {
+                fill(&mut buf)?;
+                ParcelContent::Stored(buf)
+            }
+            Memory::Far(range) => {
+                if in_band.len() != layout.in_band().len() {
+                    return Err(LayoutError::PlanMismatch.into());
+                }
+                range.write(0, &layout.head(), interrupt)?;
+                range.write(layout.in_band().start, in_band, interrupt)?;
+                for (place, buffer) in layout.buffers().iter().zip(buffers) {
+                    range.write(place.start, buffer, interrupt)?;
+                }
+                ParcelContent::Far(range)
+            }
         };
         Ok(Parcel { content })
     }
@@ -79,6 +106,7 @@ pub struct Parcel {
 enum ParcelContent {
     Inline(Bytes),
     Stored(WriteBuf),
+    Far(FarRange),
 }
 
 impl Parcel {
@@ -97,6 +125,7 @@ impl Parcel {
         match &self.content {
             ParcelContent::Inline(bytes) => bytes.len(),
             ParcelContent::Stored(buf) => buf.len(),
+            ParcelContent::Far(range) => range.len(),
         }
     }
 
@@ -105,10 +134,35 @@ impl Parcel {
         self.len() == 0
     }
 
+    /// The bytes of a small value.
+    ///
+    /// # Errors
+    /// The parcel, if it is not small.
+    pub(crate) fn into_small(self) -> Result<Bytes, Parcel> {
+        match self.content {
+            ParcelContent::Inline(bytes) if bytes.len() <= INLINE_MAX => Ok(bytes),
+            content => Err(Parcel { content }),
+        }
+    }
+
+    /// Makes an object of it.
+    pub(crate) fn put(self, inner: &mut Inner, contains: Refs) -> ObjectId {
+        match self.content {
+            ParcelContent::Inline(bytes) => {
+                let small = bytes.len() <= INLINE_MAX;
+                inner.core.put(PutValue::Inline(bytes), contains, small)
+            }
+            ParcelContent::Stored(buf) => inner.core.put(PutValue::Stored(buf.seal()), contains, false),
+            ParcelContent::Far(range) => inner.core.put_far(range.seal(), contains),
+        }
+    }
+
+    /// What an executor says of a value that it returns. Executors share memory with their daemon.
     pub(crate) fn into_put_value(self) -> PutValue {
         match self.content {
             ParcelContent::Inline(bytes) => PutValue::Inline(bytes),
             ParcelContent::Stored(buf) => PutValue::Stored(buf.seal()),
+            ParcelContent::Far(range) => PutValue::Stored(range.seal()),
         }
     }
 }

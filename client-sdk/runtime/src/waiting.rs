@@ -14,7 +14,7 @@ use cluster_types::{ClientToNode, ObjectId, StreamLimits};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use crate::shared::{BACKLOG_MAX, Inner, Shared, eventfd, signal, unsignal};
+use crate::shared::{Inner, Shared, eventfd, signal, unsignal};
 use crate::spin::SPIN;
 use crate::{ClientError, Interrupt};
 
@@ -47,8 +47,8 @@ pub(crate) enum For {
     Cancel(u64),
     /// Something to print.
     Notice,
-    /// The daemon to catch up.
-    Room,
+    /// The daemon to catch up, to so many bytes.
+    Room(usize),
 }
 
 /// A thread that waits and does not read.
@@ -105,7 +105,7 @@ impl Inner {
                 For::Run => !self.runs.is_empty() || !self.to_cancel.is_empty() || self.exit,
                 For::Cancel(tag) => self.cancels.contains_key(&tag),
                 For::Notice => !self.notices.is_empty(),
-                For::Room => backlog < BACKLOG_MAX,
+                For::Room(limit) => backlog < limit,
             }
     }
 

@@ -31,7 +31,7 @@ fn submit(client: &Client, name: &str, payload: &[u8]) -> ObjectId {
 fn put(client: &Client, len: usize) -> ObjectId {
     let data = vec![7; len];
     let draft = client.reserve(Kind::RAW, 5, &[len], &mut || Ok(())).unwrap();
-    client.put(draft.write(b"array", &[&data]).unwrap(), &[]).unwrap()
+    client.put(draft.write(b"array", &[&data], &mut || Ok(())).unwrap(), &[]).unwrap()
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_large_payload_is_put_by_itself() {
     let (daemon, client) = Daemon::with_driver();
     let draft = client.reserve(Kind::RAW, 50_000, &[], &mut || Ok(())).unwrap();
     let mut call = call(&template("echo"), b"");
-    call.payload = draft.write(&vec![1; 50_000], &[]).unwrap();
+    call.payload = draft.write(&vec![1; 50_000], &[], &mut || Ok(())).unwrap();
     let id = client.submit(call, &mut || Ok(())).unwrap()[0];
     assert_eq!(bytes(&client.get(&[id], soon(), &mut || Ok(())).unwrap()[0]), b"large");
     let heard = daemon.heard();

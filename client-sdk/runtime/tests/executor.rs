@@ -145,7 +145,7 @@ fn large_results_lie_in_the_executors_own_lease() {
     daemon.say(&[run(1, vec![])]);
     next(&client).unwrap();
     let draft = client.reserve(Kind::RAW, 0, &[20_000], &mut || Ok(())).unwrap();
-    let parcel = draft.write(&[], &[&[3; 20_000]]).unwrap();
+    let parcel = draft.write(&[], &[&[3; 20_000]], &mut || Ok(())).unwrap();
     client.complete(1, Ok(vec![(parcel, Refs::new())]), 0).unwrap();
     let results = completed(&daemon, 1).result.unwrap();
     let PutValue::Stored(location) = results[0].value else { panic!("stored") };

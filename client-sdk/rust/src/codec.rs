@@ -165,7 +165,7 @@ pub(crate) fn parcel(client: &Client, parts: Parts) -> Result<(Parcel, Inside)> 
     let buffers: Vec<&[u8]> = writing.buffers.iter().map(|buffer| (**buffer).as_ref()).collect();
     let lengths: Vec<usize> = buffers.iter().map(|buffer| buffer.len()).collect();
     let draft = client.reserve(kind, in_band.len(), &lengths, &mut crate::current::interrupt)?;
-    let parcel = draft.write(&in_band, &buffers).map_err(|error| Error::Client(error.into()))?;
+    let parcel = draft.write(&in_band, &buffers, &mut crate::current::interrupt)?;
     Ok((parcel, refs))
 }
 

@@ -53,7 +53,7 @@ fn put(client: &Client) -> Result<(ObjectId, String)> {
 pub(crate) fn put_bytes(client: &Client, bytes: &[u8]) -> Result<(ObjectId, String)> {
     let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let draft = client.reserve(Kind::RAW, bytes.len(), &[], &mut current::interrupt)?;
-    let parcel = draft.write(bytes, &[]).map_err(|error| Error::Client(error.into()))?;
+    let parcel = draft.write(bytes, &[], &mut current::interrupt)?;
     let object = client.put(parcel, &[])?;
     let platform = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     Ok((object, format!("{hash} {platform} {object}")))

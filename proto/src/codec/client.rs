@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use cluster_types::client_node::{
     ClientHello, ClientToNode, Completion, ExecutorFailure, ExecutorResult, NodeToClient, PutValue, RunTask,
     Welcome, YieldedItem,
 };
-use cluster_types::{Attempt, ClientId, JobId, Location, NodeId, ObjectId, SegmentId, Value};
+use cluster_types::{Attempt, ClientId, JobId, Location, NodeId, ObjectId, PART, SegmentId, Value};
 
 use super::Reading;
 use super::common::*;
@@ -58,6 +59,9 @@ pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) ->
         ClientToNode::Get(ids) => Kind::Get(list(ids)),
         ClientToNode::Release(ids) => Kind::Release(list(ids)),
         ClientToNode::RequestMemory { bytes } => Kind::RequestMemory(*bytes),
+        ClientToNode::Write { segment, offset, bytes } => {
+            Kind::Write(v1::Write { segment: segment.0, offset: *offset, bytes: bytes.clone() })
+        }
         ClientToNode::ReturnMemory(segments) => {
             Kind::ReturnMemory(v1::Segments { segments: segments.iter().map(|segment| segment.0).collect() })
         }
@@ -141,6 +145,11 @@ pub(super) fn from_client(
         Kind::Get(wire) => ClientToNode::Get(list(wire)?),
         Kind::Release(wire) => ClientToNode::Release(list(wire)?),
         Kind::RequestMemory(bytes) => ClientToNode::RequestMemory { bytes },
+        Kind::Write(wire) => ClientToNode::Write {
+            segment: SegmentId(wire.segment),
+            offset: wire.offset,
+            bytes: part("Write.bytes", wire.bytes)?,
+        },
         Kind::ReturnMemory(wire) => {
             ClientToNode::ReturnMemory(wire.segments.into_iter().map(SegmentId).collect())
         }
@@ -214,6 +223,14 @@ fn put_value_to_wire(value: &PutValue) -> v1::PutValue {
         PutValue::Stored(location) => Kind::Stored((*location).into()),
     };
     v1::PutValue { kind: Some(kind) }
+}
+
+/// Not kept: it goes to where it belongs at once.
+fn part(field: &'static str, bytes: Bytes) -> Result<Bytes, WireError> {
+    if bytes.len() > PART {
+        return Err(WireError::TooMany { field, count: bytes.len() as u64, limit: PART as u64 });
+    }
+    Ok(bytes)
 }
 
 fn put_value(reading: &Reading<'_>, wire: v1::PutValue) -> Result<PutValue, WireError> {
@@ -292,6 +309,12 @@ pub(super) fn to_client(message: &NodeToClient, templates: &mut TemplateWriter) 
             Kind::Taken(v1::TagTaken { tag: *tag, items: *items, closed: *closed })
         }
         NodeToClient::Ready { object, value } => Kind::Ready(ready_to_wire(*object, value)),
+        NodeToClient::Part { object, offset, len, bytes } => Kind::Part(v1::Part {
+            object: Some((*object).into()),
+            offset: *offset,
+            len: *len,
+            bytes: bytes.clone(),
+        }),
         NodeToClient::Segment { segment, len, writable } => {
             Kind::Segment(v1::Segment { segment: segment.0, len: *len, writable: *writable })
         }
@@ -372,6 +395,12 @@ pub(super) fn from_node(
             let (object, value) = ready(reading, wire)?;
             NodeToClient::Ready { object, value }
         }
+        Kind::Part(wire) => NodeToClient::Part {
+            object: wire.object.required("Part.object")?.into(),
+            offset: wire.offset,
+            len: wire.len,
+            bytes: part("Part.bytes", wire.bytes)?,
+        },
         Kind::Segment(wire) => {
             NodeToClient::Segment { segment: SegmentId(wire.segment), len: wire.len, writable: wire.writable }
         }

@@ -364,6 +364,11 @@ fn client_to_node() -> impl Strategy<Value = ClientToNode> {
         list().prop_map(M::Get),
         list().prop_map(M::Release),
         any::<u64>().prop_map(|bytes| M::RequestMemory { bytes }),
+        (any::<u32>(), any::<u64>(), bytes(9000)).prop_map(|(segment, offset, bytes)| M::Write {
+            segment: SegmentId(segment),
+            offset,
+            bytes
+        }),
         vec(any::<u32>().prop_map(SegmentId), 0..4).prop_map(M::ReturnMemory),
         (object(), any::<bool>()).prop_map(|(object, freed)| M::Evicted { object, freed }),
         (any::<u64>(), list()).prop_map(|(tag, on)| M::Blocked { tag, on }),
@@ -424,6 +429,8 @@ fn node_to_client() -> impl Strategy<Value = NodeToClient> {
             value
         }),
         any::<(u64, u32, bool)>().prop_map(|(tag, items, closed)| M::Taken { tag, items, closed }),
+        (object(), any::<u64>(), any::<u64>(), bytes(9000))
+            .prop_map(|(object, offset, len, bytes)| M::Part { object, offset, len, bytes }),
         (any::<u32>(), any::<u64>(), any::<bool>()).prop_map(|(segment, len, writable)| M::Segment {
             segment: SegmentId(segment),
             len,

@@ -105,6 +105,16 @@ pub enum ClientToNode {
         /// In bytes.
         bytes: u64,
     },
+    /// From a client without shared memory: bytes for a segment of its lease, which hold one value. They precede the
+    /// `Put` that says what lies there; with it the lease ends.
+    Write {
+        /// A segment that the client was told of as writable.
+        segment: SegmentId,
+        /// Where in it they begin.
+        offset: u64,
+        /// At most [`crate::PART`].
+        bytes: Bytes,
+    },
     /// These segments of my lease are wholly free and unmapped; take them back.
     ReturnMemory(Vec<SegmentId>),
     /// Answer to `Evict`.
@@ -354,8 +364,20 @@ pub enum NodeToClient {
         /// Its value. A `Local` location is the client's until it says `Release`.
         value: Value,
     },
-    /// A descriptor of a segment comes with this message (SCM_RIGHTS). Writable: it is leased to the client. Else it
-    /// precedes the first location in it that the client is told.
+    /// For a client without shared memory: the next bytes of a large value that it asked for. With the last of them the
+    /// value is there, as with `Ready`; or a `Ready` says why no more will come.
+    Part {
+        /// The object.
+        object: ObjectId,
+        /// Where in the value they begin.
+        offset: u64,
+        /// Bytes of the whole value.
+        len: u64,
+        /// At most [`crate::PART`], not empty.
+        bytes: Bytes,
+    },
+    /// A descriptor of a segment comes with this message (SCM_RIGHTS), unless the client shares no memory. Writable: it
+    /// is leased to the client. Else it precedes the first location in it that the client is told.
     Segment {
         /// Its name.
         segment: SegmentId,

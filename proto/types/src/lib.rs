@@ -31,7 +31,7 @@ pub use client_node::{ClientHello, ClientKind, ClientToNode, JobInfo, NodeToClie
 pub use ids::{Attempt, ClientId, Incarnation, JobId, NodeId, ObjectId, SegmentId, TaskId, Term};
 pub use node_head::{HeadToNode, Heads, NodeHello, NodeToHead};
 pub use node_node::{NodeToNode, TunnelHello, TunnelWelcome};
-pub use object::{INLINE_MAX, Located, Location, Refs, Value};
+pub use object::{INLINE_MAX, Located, Location, PART, Refs, Value};
 pub use resources::{Amount, GpuShare, Lease, Resources};
 pub use task::{
     ActorTraits, Failure, FailureKind, Outcome, Payload, ResultValue, StreamLimits, TaskKind, TaskResult,

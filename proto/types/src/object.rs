@@ -8,6 +8,10 @@ use crate::{Failure, NodeId, ObjectId, SegmentId};
 /// The largest value, in bytes, that rides inside messages; anything larger lies in an object store.
 pub const INLINE_MAX: usize = 4096;
 
+/// Bytes of one part of a large value on its way to or from a client without shared memory: with what is around it, it
+/// fills one frame of a gRPC stream.
+pub const PART: usize = 992 << 10;
+
 /// A few object ids: arguments, or the refs inside a value. Usually none or one.
 pub type Refs = SmallVec<[ObjectId; 1]>;
 

@@ -87,7 +87,8 @@ impl Node {
             refused: false,
             private: Set::default(),
             held: Set::default(),
-            growth: 8 << 20,
+            // One value each, and no more memory than it needs.
+            growth: if shares_memory { 8 << 20 } else { 0 },
         };
         self.clients.insert(client, known);
         let welcome = Welcome {
@@ -198,6 +199,8 @@ impl Node {
                 }
             }
             ClientToNode::RequestMemory { bytes } => self.request_memory(client, bytes, effects),
+            // The edge writes them, before this core hears what lies there.
+            ClientToNode::Write { .. } => {}
             ClientToNode::ReturnMemory(segments) => self.return_memory(client, segments, effects),
             ClientToNode::Evicted { object, freed } => self.evicted(client, object, freed, effects),
             ClientToNode::Blocked { tag, on } => {

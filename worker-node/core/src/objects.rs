@@ -14,7 +14,7 @@ pub(crate) enum Writer {
     Client(ClientId),
     /// The daemon.
     Own,
-    /// A client that is gone.
+    /// A client that is gone, or that shares no memory and wrote just this.
     Orphan,
 }
 

@@ -12,7 +12,7 @@ use crate::objects::Writer;
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) len: u64,
-    /// `None`: the client that wrote it is gone.
+    /// `None`: the client that wrote it is gone, or writes no more there.
     pub(crate) lessee: Option<ClientId>,
     pub(crate) file_backed: bool,
     /// `SegmentCreated` has come.
@@ -116,6 +116,17 @@ impl Node {
             }
         }
         self.make_room(effects);
+    }
+
+    /// The client has written what it wanted the segment for, and writes no more there.
+    pub(crate) fn end_lease(&mut self, client: ClientId, segment: SegmentId, effects: &mut Vec<Effect>) {
+        if let Some(known) = self.memory.segments.get_mut(&segment) {
+            known.lessee = None;
+        }
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.segments.remove(&segment);
+        }
+        self.punch_gaps(segment, effects);
     }
 
     pub(crate) fn drop_segment(&mut self, segment: SegmentId, effects: &mut Vec<Effect>) {

@@ -41,7 +41,12 @@ impl Node {
         match value {
             PutValue::Stored(location) => {
                 known.size = location.len;
-                self.lay(object, Memory { location, writer: Writer::Client(client) });
+                if self.clients.get(&client).is_none_or(|known| known.shares_memory) {
+                    return self.lay(object, Memory { location, writer: Writer::Client(client) });
+                }
+                // It cannot be asked to give the memory back while it is away: from here on the daemon does.
+                self.lay(object, Memory { location, writer: Writer::Orphan });
+                self.end_lease(client, location.segment, effects);
             }
             PutValue::Inline(bytes) => {
                 known.size = bytes.len() as u64;

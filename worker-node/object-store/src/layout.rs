@@ -157,6 +157,18 @@ impl Layout {
         &self.buffers
     }
 
+    /// Where the in-band bytes go.
+    pub fn in_band(&self) -> Range<usize> {
+        self.in_band.clone()
+    }
+
+    /// What comes before the in-band bytes, for who writes the parts one by one. What is between the parts is zero.
+    pub fn head(&self) -> Vec<u8> {
+        let mut head = vec![0; self.in_band.start];
+        self.write_head(&mut head);
+        head
+    }
+
     /// Writes header, table and in-band bytes, and zeroes the padding, so that recycled memory shows nothing of what
     /// it held before. The buffers are the caller's to copy, into [`Layout::buffer`].
     ///
@@ -170,18 +182,7 @@ impl Layout {
         if in_band.len() != self.in_band.len() {
             return Err(LayoutError::PlanMismatch);
         }
-        if self.in_band.start == SHORT_HEADER {
-            dst[..4].copy_from_slice(&[MAGIC, self.kind.0, SHORT, 0]);
-            dst[4..8].copy_from_slice(&(in_band.len() as u32).to_le_bytes());
-        } else {
-            dst[..4].copy_from_slice(&[MAGIC, self.kind.0, LONG, 0]);
-            dst[4..8].copy_from_slice(&(self.buffers.len() as u32).to_le_bytes());
-            dst[8..16].copy_from_slice(&(in_band.len() as u64).to_le_bytes());
-            for (entry, range) in dst[LONG_HEADER..].chunks_exact_mut(TABLE_ENTRY).zip(&self.buffers) {
-                entry[..8].copy_from_slice(&(range.start as u64).to_le_bytes());
-                entry[8..].copy_from_slice(&(range.len() as u64).to_le_bytes());
-            }
-        }
+        self.write_head(dst);
         dst[self.in_band.clone()].copy_from_slice(in_band);
         let mut end = self.in_band.end;
         for range in &self.buffers {
@@ -189,6 +190,23 @@ impl Layout {
             end = range.end;
         }
         Ok(())
+    }
+
+    /// `dst` has room for it.
+    fn write_head(&self, dst: &mut [u8]) {
+        let in_band = self.in_band.len();
+        if self.in_band.start == SHORT_HEADER {
+            dst[..4].copy_from_slice(&[MAGIC, self.kind.0, SHORT, 0]);
+            dst[4..8].copy_from_slice(&(in_band as u32).to_le_bytes());
+        } else {
+            dst[..4].copy_from_slice(&[MAGIC, self.kind.0, LONG, 0]);
+            dst[4..8].copy_from_slice(&(self.buffers.len() as u32).to_le_bytes());
+            dst[8..16].copy_from_slice(&(in_band as u64).to_le_bytes());
+            for (entry, range) in dst[LONG_HEADER..].chunks_exact_mut(TABLE_ENTRY).zip(&self.buffers) {
+                entry[..8].copy_from_slice(&(range.start as u64).to_le_bytes());
+                entry[8..].copy_from_slice(&(range.len() as u64).to_le_bytes());
+            }
+        }
     }
 
     /// Plans and writes a whole value into memory of its own: for small values, and for tests.

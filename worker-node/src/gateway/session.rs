@@ -5,16 +5,20 @@
 //! gateway has, and both send the rest again, so that whatever is behind them sees one uninterrupted stream.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::{Codec, WireError, v1};
-use cluster_types::NodeToClient;
+use cluster_types::client_node::PutValue;
+use cluster_types::{ClientToNode, Map, NodeToClient, ObjectId, SegmentId};
 use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
+use super::feeding::Feed;
 use crate::head_link::unframe;
 
 /// Where frames to the client go: the stream that it has now. Bounded in bytes by what the client's outbox may hold.
@@ -33,6 +37,11 @@ pub(crate) struct Session {
     next: RefCell<Option<FromClient>>,
     over: Cell<bool>,
     news: Notify,
+    /// Segments that it may have written to, with their lengths.
+    leases: RefCell<Map<SegmentId, (u64, Arc<OwnedFd>)>>,
+    pub(super) feed: RefCell<Feed>,
+    /// There is more to be fed, or room for it.
+    pub(super) hungry: Notify,
 }
 
 /// What a session's task learns of beside frames.
@@ -54,6 +63,9 @@ impl Session {
             next: RefCell::default(),
             over: Cell::new(false),
             news: Notify::new(),
+            leases: RefCell::default(),
+            feed: RefCell::default(),
+            hungry: Notify::new(),
         })
     }
 
@@ -98,15 +110,68 @@ impl Session {
     pub(super) fn receive(&self, frame: v1::ClientFrame) -> Result<Option<Bytes>, WireError> {
         let piece = Piece::from(frame);
         let mut end = self.end.borrow_mut();
-        if piece.seq == 0 {
-            // A mere acknowledgement.
-            return end.receive(piece).map(|_| None);
-        }
+        let only_acknowledges = piece.seq == 0;
         let batch = end.receive(piece)?;
+        self.hungry.notify_one();
+        if only_acknowledges {
+            return Ok(None);
+        }
         let owed = end.owes_acknowledgement().then(|| end.acknowledgement());
         drop(end);
         owed.into_iter().for_each(|piece| self.pass(piece));
         Ok(batch)
+    }
+
+    // ---- large values ----
+
+    /// A large value is to be sent, or what is left of it.
+    pub(crate) fn want(&self, object: ObjectId) {
+        self.feed.borrow_mut().want(object);
+        self.hungry.notify_one();
+    }
+
+    /// The client is told something that concerns large values.
+    pub(crate) fn note_told(&self, message: &NodeToClient) {
+        if let NodeToClient::Ready { object, .. } = message {
+            self.feed.borrow_mut().forget(*object);
+        }
+    }
+
+    /// The client may have this segment written to.
+    pub(crate) fn lease(&self, segment: SegmentId, len: u64, writer: Arc<OwnedFd>) {
+        self.leases.borrow_mut().insert(segment, (len, writer));
+    }
+
+    /// The client says something that ends a lease.
+    pub(super) fn note_said(&self, message: &ClientToNode) {
+        let mut leases = self.leases.borrow_mut();
+        match message {
+            ClientToNode::Put { value: PutValue::Stored(location), .. } => {
+                leases.remove(&location.segment);
+            }
+            ClientToNode::ReturnMemory(segments) => {
+                segments.iter().for_each(|segment| drop(leases.remove(segment)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes what the client says into a segment of its own.
+    ///
+    /// # Errors
+    /// Why not, for the client.
+    pub(super) async fn write(&self, segment: SegmentId, offset: u64, bytes: Bytes) -> Result<(), String> {
+        let lease = self.leases.borrow().get(&segment).cloned();
+        let end = offset.checked_add(bytes.len() as u64);
+        let Some((_, writer)) = lease.filter(|(len, _)| end.is_some_and(|end| end <= *len)) else {
+            let (len, segment) = (bytes.len(), segment.0);
+            return Err(format!(
+                "{len} bytes at {offset} of segment {segment} are not this program's to write"
+            ));
+        };
+        let write = move || write_at(&writer, &bytes, offset);
+        let written = tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string())?;
+        written.map_err(|error| format!("a value of this program could not be written: {error}"))
     }
 
     /// Something that came is not acknowledged yet.
@@ -152,4 +217,13 @@ impl Session {
             self.news.notified().await;
         }
     }
+}
+
+fn write_at(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?;
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
 }

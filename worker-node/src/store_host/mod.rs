@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use cluster_proto::limits::MAX_FRAME;
 use cluster_store::spill::{SpillError, SpillStore};
 use cluster_store::transfer::{DataServer, Puller, PullerConfig, ServerConfig, TransferErrorKind};
 use cluster_types::{
@@ -25,6 +24,7 @@ use cluster_types::{
 use tokio::sync::mpsc;
 use worker_core::{Effect, Event, ServeFrom};
 
+use crate::gateway::{NoPart, Part};
 use durable::Durable;
 pub use durable::check_durable_url;
 pub(crate) use durable::open_storage;
@@ -395,20 +395,39 @@ impl StoreHost {
         let (spill, begun) = (self.spill.clone(), self.serving.begin(object));
         self.in_background(move |notices| {
             let copied = match begun {
-                Some((served, _guard)) => {
-                    serving::copy_out(served, |at| spill.store()?.map(at), MAX_FRAME - 1024)
-                }
+                Some((served, _guard)) => serving::copy_out(served, |at| spill.store()?.map(at)),
                 None => Err((FailureKind::ObjectLost, "it is not on this node any more".to_owned())),
             };
             let value = match copied {
                 Ok(bytes) => Value::Inline(bytes),
-                Err((kind, reason)) => {
-                    let message = format!("object {object} cannot be sent to this driver: {reason}").into();
-                    Value::Failed(Failure { kind, message, payload: Bytes::new(), task: None })
-                }
+                Err((kind, reason)) => Value::Failed(unreadable(object, kind, &reason)),
             };
             let _ = notices.send(StoreNotice::Ready { client, object, value });
         });
+    }
+
+    /// The length of an object that others may have from here.
+    pub(crate) fn served_len(&self, object: ObjectId) -> Option<u64> {
+        self.serving.len(object)
+    }
+
+    /// Copies the part of an object that begins there.
+    pub(crate) fn read_part(
+        &self,
+        object: ObjectId,
+        offset: u64,
+    ) -> impl Future<Output = Result<Part, NoPart>> + use<> {
+        let begun = self.serving.begin(object);
+        async move {
+            let (served, guard) = begun.ok_or(NoPart::Gone)?;
+            let read = move || {
+                let read = served.read_part(offset);
+                drop(guard);
+                read
+            };
+            let read = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()));
+            read.map_err(|reason| NoPart::Failed(unreadable(object, FailureKind::ObjectLost, &reason)))
+        }
     }
 
     /// Whether a writer may be asked now to give back what holds this object; else it is asked when the transfers that
@@ -482,6 +501,11 @@ impl StoreHost {
             (_, Range::Memory(_) | Range::Disk(_)) => {}
         }
     }
+}
+
+fn unreadable(object: ObjectId, kind: FailureKind, reason: &str) -> Failure {
+    let message = format!("object {object} cannot be sent to this driver: {reason}").into();
+    Failure { kind, message, payload: Bytes::new(), task: None }
 }
 
 fn answer(notices: &mpsc::UnboundedSender<StoreNotice>, event: Event) {

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use cluster_store::segment::{ReadBuf, ReadMapping};
 use cluster_store::spill::{SpillError, SpillLocation};
 use cluster_store::transfer::{Key, ObjectSource, Opened};
-use cluster_types::{ClientId, FailureKind, Location, Map, ObjectId};
+use cluster_types::{ClientId, FailureKind, Location, Map, ObjectId, PART};
 use tokio::sync::mpsc;
 
 use super::StoreNotice;
 use super::segments::Held;
+use crate::gateway::Part;
 
 /// What a transfer keeps as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +90,15 @@ impl Serving {
         self.lock().served.remove(&object);
     }
 
+    /// The length of what is served.
+    pub(super) fn len(&self, object: ObjectId) -> Option<u64> {
+        Some(match self.lock().served.get(&object)? {
+            Served::Memory { location, .. } => location.len,
+            Served::Disk { at, .. } => at.len,
+            Served::Inline(bytes) => bytes.len() as u64,
+        })
+    }
+
     pub(super) fn note_spilled(&self, places: &[(ObjectId, SpillLocation)]) {
         self.lock().spilled.extend(places.iter().copied());
     }
@@ -162,6 +172,36 @@ impl std::ops::Deref for ServedBytes {
 }
 
 impl Served {
+    /// The part that begins there, copied.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(super) fn read_part(&self, from: u64) -> Result<Part, String> {
+        let explain = |error: std::io::Error| error.to_string();
+        let (file, start, len) = match self {
+            Served::Memory { segment, location } => {
+                (segment.reader().map_err(explain)?, location.offset, location.len)
+            }
+            Served::Disk { file, at } => (file.clone(), at.offset, at.len),
+            Served::Inline(bytes) => {
+                let from = usize::try_from(from).unwrap_or(usize::MAX).min(bytes.len());
+                let to = bytes.len().min(from.saturating_add(PART));
+                return Ok(Part { bytes: bytes.slice(from..to), len: bytes.len() as u64 });
+            }
+        };
+        let mut bytes = vec![0; len.saturating_sub(from).min(PART as u64) as usize];
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = start + from + done as u64;
+            match rustix::io::retry_on_intr(|| rustix::io::pread(&*file, &mut bytes[done..], at)) {
+                Ok(0) => return Err("what lies there is shorter".to_owned()),
+                Ok(count) => done += count,
+                Err(error) => return Err(explain(error.into())),
+            }
+        }
+        Ok(Part { bytes: bytes.into(), len })
+    }
+
     /// # Errors
     /// Why they cannot be read.
     pub(super) fn read(
@@ -188,29 +228,16 @@ impl Served {
 pub(super) fn copy_out(
     served: Served,
     map: impl FnOnce(SpillLocation) -> Result<ReadBuf, SpillError>,
-    limit: usize,
 ) -> Result<Bytes, (FailureKind, String)> {
     let lost = |reason: String| (FailureKind::ObjectLost, reason);
-    let check = |len: u64| {
-        if len <= limit as u64 {
-            return Ok(());
-        }
-        let reason = format!(
-            "it has {len} bytes, and one message to a driver without a daemon on its machine holds at most {limit}: \
-             run `cluster up --join` on the driver's machine, or return smaller pieces"
-        );
-        Err((FailureKind::ObjectTooLarge, reason))
-    };
     match served {
         Served::Inline(bytes) => Ok(bytes),
         Served::Memory { segment, location } => {
-            check(location.len)?;
             let mapping = segment.read_mapping().map_err(|error| lost(error.to_string()))?;
             let bytes = mapping.bytes(location.offset, location.len);
             bytes.map(Bytes::copy_from_slice).ok_or_else(|| lost("it lies beyond its segment".to_owned()))
         }
         Served::Disk { at, .. } => {
-            check(at.len)?;
             let mapped = map(at).map_err(|error| lost(super::explain(&error)))?;
             Ok(Bytes::copy_from_slice(&mapped))
         }

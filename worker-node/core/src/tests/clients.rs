@@ -115,3 +115,41 @@ fn a_client_without_shared_memory_gets_bytes_and_its_puts_move_to_the_store() {
     scene.driver_says(ClientToNode::Get(vec![put(2)]));
     assert!(scene.todo().contains(&Effect::SendBytes { client: DRIVER, object: put(2) }));
 }
+
+/// A remote driver, with a segment of its own for a value of a megabyte.
+fn remote_with_a_segment() -> (Scene, SegmentId) {
+    let mut scene = Scene::alone();
+    scene.head(admitted());
+    scene.driver(false);
+    let (segment, len) = scene.lease(DRIVER, MIB);
+    assert_eq!(len, 2 * MIB, "no more than the value needs, in whole huge pages");
+    scene.said.clear();
+    (scene, segment)
+}
+
+#[test]
+fn what_a_remote_client_wrote_is_the_daemons_from_then_on() {
+    let (mut scene, segment) = remote_with_a_segment();
+    scene.put_stored(put(2), at(segment, 0, MIB));
+    let rest = at(segment, MIB, MIB);
+    assert_eq!(scene.todo(), [Effect::PunchHole(rest)]);
+    scene.driver_says(ClientToNode::Escape(vec![put(2)]));
+    scene.said.clear();
+    // Memory is short: it goes to disk without a word of the client, which may be away.
+    scene.driver_says(ClientToNode::RequestMemory { bytes: 63 * MIB });
+    assert_eq!(scene.todo(), [Effect::Spill { objects: vec![(put(2), at(segment, 0, MIB))] }]);
+    scene.event(Event::Spilled { objects: vec![put(2)] });
+    assert!(scene.said.contains(&Effect::DropSegment { segment }));
+    assert!(!scene.told(DRIVER).contains(&NodeToClient::Evict { object: put(2) }));
+    scene.leased(DRIVER);
+}
+
+#[test]
+fn what_a_remote_client_wrote_and_dropped_leaves_nothing() {
+    let (mut scene, segment) = remote_with_a_segment();
+    scene.put_stored(put(2), at(segment, 0, MIB));
+    scene.said.clear();
+    scene.driver_says(ClientToNode::Drop(vec![put(2)]));
+    assert!(scene.todo().contains(&Effect::DropSegment { segment }));
+    assert_eq!(scene.told(DRIVER), []);
+}

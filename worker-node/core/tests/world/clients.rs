@@ -86,6 +86,7 @@ impl World {
             | NodeToClient::Calls { .. }
             | NodeToClient::NoCalls { .. }
             | NodeToClient::CallsEnded { .. }
+            | NodeToClient::Part { .. }
             | NodeToClient::FarCalls { .. }
             | NodeToClient::FarAnswer { .. }
             | NodeToClient::Called { .. }
