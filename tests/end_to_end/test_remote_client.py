@@ -281,6 +281,174 @@ print("done")
     assert laptop.python(text).stdout.splitlines()[-1] == "done"
 
 
+LARGE = """
+import sys, threading
+import numpy as np
+import concurrent_ml as cml
+cml.init()
+MB = 1 << 20
+
+@cml.remote
+def total(array):
+    return int(array[::4096].sum()), len(array)
+
+@cml.remote
+def make(megabytes):
+    return np.arange(megabytes * MB // 8)
+
+@cml.remote(num_cpus=0)
+def small(x):
+    return x + 1
+"""
+
+
+def slow_down(host: Host, rate: str) -> None:
+    """What it sends goes no faster than this."""
+    limit = ["tbf", "rate", rate, "burst", "1mb", "latency", "50ms"]
+    host.run(["tc", "qdisc", "add", "dev", "eth0", "root", *limit])
+
+
+def test_values_larger_than_any_message(net: Network):
+    server, laptop = cluster_and_laptop(net, object_store_memory="1GiB")
+    text = (
+        LARGE
+        + """
+sent = np.arange(200 * MB // 8)
+ref = cml.put(sent)
+assert cml.get(total.remote(ref)) == cml.get(total.remote(sent)) == (int(sent[::4096].sum()), len(sent))
+assert np.array_equal(cml.get(ref), sent)
+# Neither array nor pickle of parts: one long string of bytes.
+assert cml.get(cml.put(b"x" * (70 * MB))) == b"x" * (70 * MB)
+# Several at once, with small ones between.
+refs = [make.remote(100), make.remote(80)]
+cml.wait(refs, num_returns=2)
+got = []
+threads = [threading.Thread(target=lambda ref=ref: got.append(cml.get(ref).nbytes)) for ref in [*refs, refs[0]]]
+for thread in threads:
+    thread.start()
+for i in range(50):
+    assert cml.get(small.remote(i)) == i + 1
+for thread in threads:
+    thread.join()
+assert sorted(got) == [80 * MB, 100 * MB, 100 * MB]
+try:
+    cml.put(np.zeros(2048 * MB, dtype=np.uint8))
+except cml.exceptions.ObjectStoreFullError as error:
+    print(error)
+del ref, refs
+# More than the store holds, a bit at a time: what is not needed goes to disk.
+kept = [cml.put(np.full(100 * MB, i, dtype=np.uint8)) for i in range(14)]
+assert [int(cml.get(ref)[-1]) for ref in kept] == list(range(14))
+print("done")
+"""
+    )
+    done = laptop.python(text, timeout=200)
+    said = done.stdout.splitlines()
+    assert said[-1] == "done", done.stderr
+    assert "can never fit the object store" in said[0]
+
+
+def test_a_large_value_goes_on_where_the_link_was_cut(net: Network):
+    server, laptop = cluster_and_laptop(net, object_store_memory="2GiB")
+    text = (
+        LARGE
+        + """
+there = make.remote(300)
+cml.wait([there])
+sent = np.arange(300 * MB // 8)
+print("begin", flush=True)
+put = []
+thread = threading.Thread(target=lambda: put.append(cml.put(sent)))
+thread.start()
+assert np.array_equal(cml.get(there), sent)
+thread.join()
+assert cml.get(total.remote(put[0])) == (int(sent[::4096].sum()), len(sent))
+print("done", flush=True)
+"""
+    )
+    # Slow enough to be cut in the middle.
+    laptop.run(
+        [
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            "800mbit",
+            "burst",
+            "1mb",
+            "latency",
+            "50ms",
+        ]
+    )
+    program = laptop.popen_python(text)
+    line(program, "begin")
+    log = server.directory / "logs" / "worker.log"
+    reserved = lambda: server.cluster_json("list", "nodes")[0]["store"]["reserved"]  # noqa: E731
+    wait_until(lambda: reserved() > 500 << 20, 20, "it is under way")
+    net.cut(laptop)
+    wait_until(lambda: "lost touch with a remote client" in log.read_text(), 20, "the gateway notices")
+    net.restore(laptop)
+    line(program, "done")
+    status, _, err = end(program)
+    assert status == 0, err
+    assert "remote client is back" in log.read_text()
+
+
+def test_a_large_put_that_is_interrupted_leaves_nothing(net: Network):
+    server, laptop = cluster_and_laptop(net, object_store_memory="2GiB")
+    text = (
+        LARGE
+        + """
+import os, signal
+sent = np.zeros(400 * MB, dtype=np.uint8)
+def interrupt():
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+print("begin", flush=True)
+try:
+    cml.put(sent)
+    print("put", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+assert cml.get(small.remote(1)) == 2
+print("goes on", flush=True)
+sys.stdin.readline()
+"""
+    )
+    laptop.run(
+        [
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            "400mbit",
+            "burst",
+            "1mb",
+            "latency",
+            "50ms",
+        ]
+    )
+    program = laptop.popen_python(text)
+    line(program, "begin")
+    reserved = lambda: server.cluster_json("list", "nodes")[0]["store"]["reserved"]  # noqa: E731
+    wait_until(lambda: reserved() >= 400 << 20, 20, "it is under way")
+    go(program)
+    line(program, "interrupted")
+    line(program, "goes on")
+    wait_until(lambda: reserved() < 100 << 20, 20, "its memory is given back")
+    go(program)
+    assert end(program)[0] == 0
+
+
 def test_the_commands_of_the_guide_run_as_written(net: Network):
     server, laptop = cluster_and_laptop(net)
     (commands,) = re.findall(
