@@ -52,6 +52,12 @@ pub(crate) struct KeptStates {
     looked: Option<Time>,
 }
 
+impl KeptStates {
+    pub fn len(&self) -> usize {
+        self.actors.len()
+    }
+}
+
 impl Head {
     /// An executor asks that this object be kept as the state of its actor.
     pub(crate) fn keep_state(

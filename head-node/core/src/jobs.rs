@@ -58,6 +58,15 @@ impl Jobs {
         jobs
     }
 
+    pub fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("submitted jobs", self.all.len()),
+            ("places of jobs", self.places.len()),
+            ("pending jobs", self.pending.len()),
+            ("jobs that no node has spoken of", self.unsure.len()),
+        ]
+    }
+
     /// What jobs have of this node, for its ledger's audit.
     pub fn leases_on(&self, node: NodeIx) -> impl Iterator<Item = (&Resources, &Lease, bool)> {
         self.places

@@ -25,6 +25,10 @@ pub(crate) struct LogQuestions {
 }
 
 impl LogQuestions {
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
     pub fn ask(&mut self, term: u32, node: NodeIx, asker: Asker) -> u64 {
         self.next += 1;
         let ask = (u64::from(term) << 32) | self.next;

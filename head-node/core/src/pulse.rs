@@ -27,6 +27,13 @@ pub(crate) struct Heard {
     settled: u64,
 }
 
+impl Heard {
+    /// Marks that are not settled.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
 /// The head's count.
 #[derive(Debug, Default)]
 pub(crate) struct Pulses {

@@ -24,10 +24,16 @@ impl Head {
             ("objects to free", self.to_free.values().map(Vec::len).sum()),
             ("durable copies to delete", self.to_delete.values().map(Vec::len).sum()),
             ("notices", self.notices.len()),
+            ("unwanted tasks", self.unwanted.len()),
+            ("kept states of actors", self.kept_states.len()),
+            ("nodes kept for a group", usize::from(self.kept_nodes.is_some())),
+            ("questions about logs", self.log_questions.len()),
+            ("marks that are not settled", self.nodes.iter().map(|(_, node)| node.heard.waiting()).sum()),
         ];
         sizes.extend(self.objects.sizes());
         sizes.extend(self.tasks.sizes());
         sizes.extend(self.lineage.sizes());
+        sizes.extend(self.submitted.sizes());
         sizes
     }
 }

@@ -241,7 +241,16 @@ impl Head {
             && !stream.again
             && self.clients.contains_key(&task.client)
         {
-            let ix = self.objects.find_or_insert(task.item(stream.known), || ObjectValue::Unknown);
+            let id = task.item(stream.known);
+            let ix = self.objects.find_or_insert(id, || ObjectValue::Unknown);
+            // A node said to a head before this one that it has such an item, which its submitter was never told of.
+            let copies: Vec<NodeIx> = self.objects.get(ix).into_iter().flat_map(Object::copies).collect();
+            for node in copies {
+                self.to_free.entry(node).or_default().push(id);
+                if let Some(object) = self.objects.get_mut(ix) {
+                    object.remove_copy(node);
+                }
+            }
             self.objects.set_failed(ix, failure.clone());
             if let Some(object) = self.objects.get_mut(ix) {
                 object.own = true;

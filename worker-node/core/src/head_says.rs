@@ -1,6 +1,6 @@
 //! What the head says, and the streams on which it says it.
 
-use cluster_types::{HeadToNode, JobId, NodeToClient, TaskId};
+use cluster_types::{HeadToNode, JobId, NodeToClient, Set, TaskId};
 
 use crate::event::Effect;
 use crate::executors::Executor;
@@ -25,8 +25,14 @@ impl Node {
                 }
                 let needed = spec.clone();
                 self.assign(spec, attempt, lease, effects);
-                // Nobody waits for them if the head repeated itself.
-                needed.needed().for_each(|object| self.forget_if_empty(object));
+                // Nobody waits for them if the head repeated itself, or the attempt went back at once.
+                let is_here = self.attempts.contains_key(&needed.id);
+                for object in needed.needed() {
+                    if !is_here {
+                        self.forget_cached(object);
+                    }
+                    self.forget_if_empty(object);
+                }
             }
             HeadToNode::Grant { task, attempt, lease } => self.grant(task, attempt, lease, effects),
             HeadToNode::CallBack(tasks) => {
@@ -112,6 +118,7 @@ impl Node {
         if !first {
             self.end_all_attempts(effects);
             self.end_all_jobs(effects);
+            self.forget_unused_jobs();
             self.remembered.forget_ends();
             self.introduce_clients(false, effects);
             self.ask_anew(effects);
@@ -141,6 +148,16 @@ impl Node {
             self.forget_attempt(task);
         }
         self.durable.forget_ends();
+    }
+
+    /// Of a job that nothing here is of, a head that is new to this node may not say that it ended, for it need not know
+    /// it either; it tells of each job anew before it sends anything of it.
+    pub(crate) fn forget_unused_jobs(&mut self) {
+        let clients = self.clients.values().map(|client| client.job);
+        let attempts = self.attempts.values().map(|known| known.spec.job);
+        let actors = self.actors.values().map(|actor| actor.spec.job);
+        let used: Set<JobId> = clients.chain(attempts).chain(actors).collect();
+        self.jobs.retain(|job, _| used.contains(job));
     }
 
     pub(crate) fn job_ended(&mut self, job: JobId, effects: &mut Vec<Effect>) {

@@ -56,15 +56,24 @@ impl Node {
                 known.size = size;
                 known.source = Some(source);
                 known.fetch = Fetch::Waiting;
-                self.bring(object, effects);
+                self.bring_if_wanted(object, asked, effects);
             }
             Located::Durable { size, writer } => {
                 known.size = size;
                 known.source = None;
                 known.written_by = Some(writer);
                 known.fetch = Fetch::Waiting;
-                self.bring(object, effects);
+                self.bring_if_wanted(object, asked, effects);
             }
+        }
+    }
+
+    /// Brings it for whoever waits for it. If an answer came too late for all who did, it is forgotten; what comes along
+    /// with a task is wanted the next moment.
+    fn bring_if_wanted(&mut self, object: ObjectId, asked: bool, effects: &mut Vec<Effect>) {
+        self.bring(object, effects);
+        if asked {
+            self.forget_if_empty(object);
         }
     }
 
@@ -121,8 +130,9 @@ impl Node {
         known.source = None;
         known.written_by = None;
         if known.memory.is_some() {
-            // A result of the same task came meanwhile.
+            // A result of the same task came meanwhile. Until now this held it in memory.
             self.give_back(own(location), effects);
+            self.let_go(object);
         } else {
             known.inline = None;
             self.lay(object, own(location));
@@ -156,8 +166,8 @@ impl Node {
             return self.freed(object, effects);
         }
         if known.inline.is_some() || known.memory.is_some() {
-            // A remote client's bytes: they stay on the heap. Or a result came meanwhile.
-            return;
+            // A remote client's bytes: they stay on the heap. Or a result came meanwhile, which may go to disk from now on.
+            return self.let_go(object);
         }
         if no_memory {
             return self.refused(object, reason, effects);

@@ -259,9 +259,13 @@ impl Node {
             submitter.held.insert(task.item(ended.told));
             self.remembered.failed.insert(task.item(ended.told), failure.clone());
         }
-        let results = (0..ended.spec.template.num_returns).map(|index| task.result(index));
-        for object in results.filter(|result| submitter.held.contains(result)) {
-            self.remembered.failed.insert(object, failure.clone());
+        // A task may need what its submitter has dropped.
+        let is_taken = self.remembered.takers.contains_key(&task);
+        for object in (0..ended.spec.template.num_returns).map(|index| task.result(index)) {
+            let is_held = self.clients.get(&task.client).is_some_and(|maker| maker.held.contains(&object));
+            if is_held || (is_taken && self.is_named(object)) {
+                self.remembered.failed.insert(object, failure.clone());
+            }
         }
     }
 
@@ -313,13 +317,15 @@ impl Node {
             return;
         }
         let is_held = self.clients.get(&object.client).is_some_and(|maker| maker.held.contains(&object));
-        let is_named = || {
-            let mut unfinished = self.remembered.unfinished.values();
-            unfinished.any(|known| known.spec.held().any(|held| held == object))
-        };
-        if !is_held && !is_named() {
+        if !is_held && !self.is_named(object) {
             self.remembered.failed.remove(&object);
         }
+    }
+
+    /// Whether an unfinished task needs it.
+    fn is_named(&self, object: ObjectId) -> bool {
+        let mut unfinished = self.remembered.unfinished.values();
+        unfinished.any(|known| known.spec.held().any(|held| held == object))
     }
 
     /// A task of a client of this node has yielded. False: the client knows, and holds the item or has dropped it.

@@ -13,6 +13,7 @@ use cluster_types::{
 
 use super::actors::call_spec;
 use super::scene::*;
+use crate::head::failure;
 use crate::{Effect, Event, HeadConfig, Member, Record};
 
 /// Attempts of the term before have this.
@@ -353,6 +354,27 @@ fn an_item_that_its_reader_has_is_not_told_again() {
         })
         .collect();
     assert_eq!(told, [2]);
+}
+
+#[test]
+fn an_item_that_its_reader_was_not_told_of_is_freed_when_its_task_fails() {
+    let mut scene = second(1);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let gone = ObjectId::put(DRIVER, 50);
+    let stream = cluster_types::task::StreamLimits { max_items: 8, max_bytes: 1 << 20 };
+    let template = scene.template("f", Resources::cpus(1));
+    let template = Arc::new(TaskTemplate { stream: Some(stream), ..template.as_ref().clone() });
+    let spec = scene.spec(DRIVER, template, &[gone]);
+    let item = spec.id.item(0);
+    kept(&mut scene, 1, item, 10);
+    scene.tell(
+        1,
+        NodeToHead::PutFailed { object: gone, failure: failure(FailureKind::ActorDied, "it died", None) },
+    );
+    scene.tell(1, NodeToHead::Submit(spec));
+    end(&mut scene, 1);
+    assert_eq!(scene.freed(1), [item], "REF-2: the failure stands in its place");
 }
 
 #[test]

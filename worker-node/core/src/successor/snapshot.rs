@@ -64,7 +64,7 @@ impl Node {
         }
     }
 
-    /// Submitting a task is holding its results (rule R2): some were dropped since.
+    /// Submitting a task is holding its results (rule R2), and so is saying why one failed: some were dropped since.
     fn introduce_drops(&self, effects: &mut Vec<Effect>) {
         let mut dropped: BTreeMap<ClientId, Vec<ObjectId>> = BTreeMap::new();
         for (task, known) in &self.remembered.unfinished {
@@ -72,6 +72,11 @@ impl Node {
             let results = (0..known.spec.template.num_returns).map(|index| task.result(index));
             let of_client = dropped.entry(task.client).or_default();
             of_client.extend(results.filter(|result| !submitter.held.contains(result)));
+        }
+        for object in self.remembered.failed.keys() {
+            if self.clients.get(&object.client).is_some_and(|maker| !maker.held.contains(object)) {
+                dropped.entry(object.client).or_default().push(*object);
+            }
         }
         for (client, objects) in dropped {
             if !objects.is_empty() {
@@ -118,6 +123,7 @@ impl Node {
     pub(crate) fn resumed(&mut self, effects: &mut Vec<Effect>) {
         self.connected = true;
         self.was_connected = true;
+        self.forget_unused_jobs();
         self.introduce_values(effects);
         self.introduce_clients(true, effects);
         self.introduce_actors(effects);

@@ -1,10 +1,16 @@
 //! The head is away, comes, comes back (rule T6, FENCE-1).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cluster_types::client_node::{FinishedOutcome, LogLine};
-use cluster_types::{ClientToNode, HeadToNode, Located, NodeId, NodeToHead, ResultValue, SegmentId, Span};
+use cluster_types::{
+    ClientToNode, FailureKind, HeadToNode, JobId, Located, NodeId, NodeToHead, ResultValue, SegmentId, Span,
+    TaskKind, TaskTemplate,
+};
 
 use super::scene::*;
+use crate::node::failure;
 use crate::{Effect, Event};
 
 #[test]
@@ -230,4 +236,70 @@ fn an_attempt_of_a_task_whose_earlier_one_is_still_here_goes_back() {
     assert_eq!(scene.told_head(), [], "it is the same one");
     scene.head(again(2));
     assert_eq!(scene.told_head(), [NodeToHead::Returned(vec![(task(1), attempt(2))])]);
+}
+
+#[test]
+fn why_a_task_failed_is_told_the_next_head_while_another_needs_its_result() {
+    let mut scene = Scene::new();
+    let result = task(1).result(0);
+    scene.driver_says(ClientToNode::Submit(scene.spec(1, &[])));
+    scene.driver_says(ClientToNode::Submit(scene.spec(2, &[result])));
+    scene.driver_says(ClientToNode::Drop(vec![result]));
+    let failed = || FinishedOutcome::Failed(failure(FailureKind::GroupRemoved, "removed".to_owned(), None));
+    scene.head(HeadToNode::Finished { task: task(1), outcome: failed() });
+    let told_of = |scene: &mut Scene| {
+        scene.event(Event::HeadLost);
+        scene.said.clear();
+        scene.head(resumed());
+        let told = scene.told_head();
+        let why =
+            told.iter().any(|said| matches!(said, NodeToHead::PutFailed { object, .. } if *object == result));
+        let drop = NodeToHead::Drop { client: DRIVER, objects: vec![result] };
+        (why, told.contains(&drop))
+    };
+    assert_eq!(told_of(&mut scene), (true, true), "its submitter does not hold it");
+    scene.head(HeadToNode::Finished { task: task(2), outcome: failed() });
+    assert_eq!(told_of(&mut scene), (false, false));
+}
+
+#[test]
+fn an_answer_that_comes_when_whoever_asked_is_gone_leaves_nothing() {
+    let object = task(5).result(0);
+    let durable = Located::Durable { size: MIB, writer: NodeId(2) };
+    for located in [elsewhere(MIB), durable, Located::Inline(Bytes::from_static(b"5"))] {
+        let mut scene = Scene::new();
+        scene.driver_says(ClientToNode::Get(vec![object]));
+        scene.event(Event::ClientEnded { client: DRIVER });
+        scene.said.clear();
+        scene.head(HeadToNode::Located { object, located });
+        assert_eq!(scene.todo(), []);
+        assert!(!scene.node.objects.contains_key(&object));
+    }
+}
+
+#[test]
+fn a_job_that_nothing_here_is_of_is_forgotten_when_another_head_leads() {
+    for news in [resumed(), admitted()] {
+        let mut scene = Scene::new();
+        let idle = JobId(99);
+        scene.head(HeadToNode::Job { job: idle, info: Default::default() });
+        scene.event(Event::HeadLost);
+        scene.head(news);
+        let known: Vec<JobId> = scene.node.jobs.keys().copied().collect();
+        assert_eq!(known, [JOB], "that of the driver goes on");
+    }
+}
+
+#[test]
+fn what_came_along_with_a_call_that_goes_back_at_once_is_forgotten() {
+    let mut scene = Scene::new();
+    let argument = task(5).result(0);
+    let mut spec = scene.spec(6, &[argument]);
+    let kind = TaskKind::Method { method: "m".into(), group: "".into(), concurrent: false };
+    let actor = task(9).result(0);
+    spec.template = Arc::new(TaskTemplate { kind, function: actor, ..spec.template.as_ref().clone() });
+    let located = vec![(argument, Located::Inline(Bytes::from_static(b"5")))];
+    scene.head(HeadToNode::Assign { spec: Arc::new(spec), attempt: attempt(1), lease: None, located });
+    assert!(scene.told_head().contains(&NodeToHead::Returned(vec![(task(6), attempt(1))])));
+    assert!(!scene.node.objects.contains_key(&argument));
 }

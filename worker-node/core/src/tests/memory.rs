@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cluster_types::client_node::PutValue;
 use cluster_types::{
     ClientToNode, FailureKind, HeadToNode, NodeToClient, NodeToHead, ObjectId, SegmentId, Span, Value,
 };
@@ -430,4 +431,24 @@ fn an_argument_spilled_while_another_was_looked_for_is_brought_back() {
     let todo = scene.todo();
     assert!(todo.contains(&Effect::Restore { object: put(2) }), "{todo:?}");
     assert!(todo.iter().any(|effect| matches!(effect, Effect::Pull { .. })), "{todo:?}");
+}
+
+#[test]
+fn a_result_that_came_while_a_copy_was_pulled_may_go_to_disk_when_that_is_over() {
+    let over = [
+        |object| Event::Stored { object, location: own(0, MIB) },
+        |object| Event::StoreFailed { object, missing: true, reason: "gone".into(), no_memory: false },
+    ];
+    for over in over {
+        let mut scene = Scene::new();
+        let (executor, run) = scene.running(1);
+        let (segment, _) = scene.lease(executor, MIB);
+        let object = task(1).result(0);
+        scene.driver_says(ClientToNode::Get(vec![object]));
+        scene.head(HeadToNode::Located { object, located: elsewhere(MIB) });
+        scene.completes(executor, run.tag, PutValue::Stored(at(segment, 0, MIB)), 10);
+        scene.driver_says(ClientToNode::Release(vec![object]));
+        // Its turn comes: `Scene::event` checks that (P4).
+        scene.event(over(object));
+    }
 }
