@@ -6,7 +6,7 @@ use bytes::Bytes;
 use client_core::{ClientCore, HandleSource, Reading};
 use cluster_store::alloc::Allocator;
 use cluster_types::client_node::{DIRECT_BIT, PutValue, RunTask};
-use cluster_types::{ClientId, JobId, Location, NodeId, ObjectId, Refs, SegmentId, Value};
+use cluster_types::{ClientId, ClientToNode, JobId, Location, NodeId, ObjectId, Refs, SegmentId, Value};
 
 /// What a value is: the id of its object, then the refs inside it. Enough to see whether a reader got the right one.
 pub fn encode(object: ObjectId, contains: &[ObjectId]) -> Bytes {
@@ -57,7 +57,7 @@ pub struct Process {
     pub allocator: Allocator,
     pub leased: BTreeMap<SegmentId, u64>,
     /// Segments asked for that have not come.
-    pub requested: u32,
+    pub requested: Vec<u64>,
     /// Puts that wait for memory: size, and what is inside.
     pub waiting_puts: VecDeque<(u64, Refs)>,
     /// By tag: what it knows of tasks that yield.
@@ -96,7 +96,7 @@ impl Process {
             groups: Vec::new(),
             allocator: Allocator::new(),
             leased: BTreeMap::new(),
-            requested: 0,
+            requested: Vec::new(),
             waiting_puts: VecDeque::new(),
             yields: BTreeMap::new(),
             said: 0,
@@ -125,11 +125,26 @@ impl Process {
     /// Ranges the core says are free go back to the allocator.
     pub fn reuse_freed(&mut self) -> Result<(), String> {
         for range in self.core.take_freed() {
+            // If the daemon was asked for no more than that, it counts it as its answer.
+            self.requested.retain(|asked| *asked > range.len.next_multiple_of(4096));
             self.allocator
                 .free(range)
                 .map_err(|error| format!("P1: {} frees {range:?}: {error}", self.id))?;
         }
         Ok(())
+    }
+
+    pub fn request_memory(&mut self, bytes: u64) {
+        self.requested.push(bytes);
+        self.core.push(ClientToNode::RequestMemory { bytes });
+    }
+
+    /// A segment of this length has come: the longest request that it can serve is served.
+    pub fn served(&mut self, len: u64) {
+        let requests = self.requested.iter().enumerate().filter(|(_, asked)| **asked <= len);
+        if let Some(at) = requests.max_by_key(|(_, asked)| **asked).map(|(at, _)| at) {
+            self.requested.swap_remove(at);
+        }
     }
 
     pub fn put_small(&mut self, contains: Refs) -> ObjectId {

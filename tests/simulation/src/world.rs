@@ -24,6 +24,9 @@ use crate::random::Random;
 use crate::streams::Streams;
 use crate::tunnels::{End, Tunnels};
 
+/// When nobody is left, so soon is everything forgotten that was kept for somebody: some of it goes with heartbeats.
+const FORGOTTEN_WITHIN: Span = Span::secs(5);
+
 /// Who talks to whom: the streams are ordered each for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stream {
@@ -342,6 +345,7 @@ impl World {
 
     fn go(&mut self) -> Result<Report, String> {
         let limit = Time(600_000_000);
+        let mut over = None;
         while let Some(((time, _), arrival)) = self.queue.pop_first() {
             self.now = time;
             self.report.steps += 1;
@@ -359,10 +363,13 @@ impl World {
                 self.trace.push_back(line.chars().take(160).collect());
             }
             self.happen(arrival)?;
-            if self.is_over() {
+            if over.is_none() && self.is_over() {
+                over = Some(self.now);
+            }
+            if over.is_some_and(|over| self.now.since(over) >= FORGOTTEN_WITHIN) {
                 return self.finish();
             }
-            if self.now > limit {
+            if over.is_none() && self.now > limit {
                 return Err(format!("it hangs: {}", self.hanging()));
             }
         }

@@ -170,10 +170,8 @@ impl World {
         };
         let item = ExecutorResult { value, contains: inner };
         process.core.push(ClientToNode::Yielded(YieldedItem { tag, index, item }));
-        if large && process.leased.is_empty() && process.requested == 0 {
-            process.requested += 1;
-            let bytes = cluster_store::alloc::Allocator::segment_len(size);
-            process.core.push(ClientToNode::RequestMemory { bytes });
+        if large && process.leased.is_empty() && process.requested.is_empty() {
+            process.request_memory(cluster_store::alloc::Allocator::segment_len(size));
         }
         self.goes_on(client, tag);
         self.flush(client)?;

@@ -6,6 +6,23 @@ use super::{Arrival, World};
 use crate::client::Doing;
 use crate::plan::Report;
 
+/// Tables of a head that are not empty when nobody is left.
+const KEPT_BY_HEADS: &[&str] = &[
+    "nodes",
+    "incarnations of nodes",
+    "ended tasks",
+    "ids of ended tasks",
+    "submitted jobs",
+    "slots for objects",
+    "slots for tasks",
+    "cached small values",
+    "shapes",
+    "order of kept specs",
+    "marks that are not settled",
+];
+/// The same of a node.
+const KEPT_BY_NODES: &[&str] = &["turns to go to disk", "templates", "kinds of leases", "nodes of callees"];
+
 impl World {
     /// Whether all programs have ended and all that followed from it has arrived: only ticks are left.
     pub(super) fn is_over(&self) -> bool {
@@ -79,6 +96,7 @@ impl World {
             return Err(format!("LEDGER-1: of {:?} only {:?} came back", status.total, status.available));
         }
         self.check_jobs()?;
+        self.check_forgotten()?;
         for (node, host) in &self.hosts {
             if !host.served.is_empty() || !host.spilled.is_empty() {
                 return Err(format!(
@@ -97,5 +115,22 @@ impl World {
         }
         self.report.seconds = self.now.0 as f64 / 1e6;
         Ok(self.report.clone())
+    }
+
+    /// Nothing of what was is kept by anybody, but what is kept for people, within its limits.
+    fn check_forgotten(&self) -> Result<(), String> {
+        let kept =
+            |table: &(&'static str, usize), for_good: &[&str]| table.1 > 0 && !for_good.contains(&table.0);
+        let of_head = self.head.sizes().into_iter().filter(|table| kept(table, KEPT_BY_HEADS));
+        let mut left: Vec<String> =
+            of_head.map(|(table, size)| format!("the head: {size} {table}")).collect();
+        for (node, host) in &self.hosts {
+            let of_node = host.core.sizes().into_iter().filter(|table| kept(table, KEPT_BY_NODES));
+            left.extend(of_node.map(|(table, size)| format!("node {node}: {size} {table}")));
+        }
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(format!("REF-2: nobody is left, and there still are: {}", left.join("; "))),
+        }
     }
 }

@@ -148,9 +148,8 @@ impl World {
             };
             results.push(ExecutorResult { value, contains });
         }
-        if stored && process.leased.is_empty() && process.requested == 0 {
-            process.requested += 1;
-            process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
+        if stored && process.leased.is_empty() && process.requested.is_empty() {
+            process.request_memory(Allocator::segment_len(size));
         }
         process.core.end_task_cover();
         let silent = process.core.outbox().said() == process.said;

@@ -90,7 +90,7 @@ impl World {
                     .add_segment(segment, len)
                     .map_err(|error| format!("a segment is leased twice: {error}"))?;
                 process.leased.insert(segment, len);
-                process.requested = process.requested.saturating_sub(1);
+                process.served(len);
                 self.puts_go_on(client)?;
             }
             Some(NodeToClient::Run(run)) => process.inbox.push_back(run),
@@ -242,9 +242,9 @@ impl World {
         while let Some((size, contains)) = process.waiting_puts.front().cloned() {
             let Some(location) = process.allocator.alloc(size) else {
                 // What came for it was used by another, or was recalled.
-                if process.requested == 0 {
-                    process.requested += 1;
-                    process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
+                let bytes = Allocator::segment_len(size);
+                if !process.requested.iter().any(|asked| *asked >= bytes) {
+                    process.request_memory(bytes);
                 }
                 break;
             };
@@ -276,8 +276,7 @@ impl World {
             process.core.add_handle(*inner, HandleSource::Elsewhere);
         }
         process.waiting_puts.push_back((size, contains));
-        process.requested += 1;
-        process.core.push(ClientToNode::RequestMemory { bytes: Allocator::segment_len(size) });
+        process.request_memory(Allocator::segment_len(size));
     }
 
     /// A few of the refs that a process has.
