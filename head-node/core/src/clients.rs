@@ -16,25 +16,28 @@ impl Head {
             }
             return;
         }
-        let mut is_driver = false;
-        if let ClientKind::Driver { job: own, info } = kind {
-            if self.jobs.contains_key(&own) {
-                let message = format!("job {own} exists already: start the driver again for another id");
+        let mut own = None;
+        if let ClientKind::Driver { job, info } = kind {
+            if self.jobs.contains_key(&job) {
+                let message = format!("job {job} exists already: start the driver again for another id");
                 let failure = failure(FailureKind::Internal, message, None);
                 self.send(ix, HeadToNode::RejectClient { client, failure });
                 return;
             }
-            is_driver = true;
+            own = Some(job);
             self.jobs.insert(
-                own,
+                job,
                 Job { driver: client, info, submitters: Set::default(), noticed: Set::default() },
             );
-            self.clients.insert(client, Client { node: ix, job: own, is_driver, held: Set::default() });
-        } else {
-            self.clients.insert(client, Client { node: ix, job, is_driver, held: Set::default() });
         }
+        let (job, is_driver) = (own.unwrap_or(job), own.is_some());
+        self.clients.insert(client, Client { node: ix, job, is_driver, held: Set::default() });
         if let Some(node) = self.nodes.get_mut(ix) {
             node.clients.insert(client);
+            if let Some(own) = own {
+                // It heard of the job from the driver; of its end it is told.
+                node.jobs.insert(own);
+            }
         }
     }
 

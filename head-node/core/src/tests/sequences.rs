@@ -26,12 +26,20 @@ fn a_task_is_submitted_assigned_done_and_finished() {
 
 #[test]
 fn a_job_is_told_before_its_first_task_and_only_once() {
-    let mut scene = Scene::cluster(&[2]);
+    let mut scene = Scene::cluster(&[0, 2]);
     scene.submit(&[]);
     scene.submit(&[]);
-    let heard = scene.heard(1);
+    let heard = scene.heard(2);
     assert!(matches!(heard[0], HeadToNode::Job { .. }));
     assert_eq!(heard.iter().filter(|message| matches!(message, HeadToNode::Job { .. })).count(), 1);
+}
+
+#[test]
+fn the_node_of_a_driver_is_told_of_the_end_of_its_job_also_when_none_of_it_ran_there() {
+    let mut scene = Scene::cluster(&[2]);
+    scene.tell(1, NodeToHead::ClientGone { client: DRIVER });
+    let heard = scene.heard(1);
+    assert!(heard.iter().any(|message| matches!(message, HeadToNode::JobEnded(_))), "{heard:?}");
 }
 
 #[test]
