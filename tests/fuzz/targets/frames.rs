@@ -1,7 +1,8 @@
-//! Frames on a Unix socket: they are the same however the bytes arrive.
+//! Frames on a Unix socket: they are the same however the bytes arrive, and in whatever pieces they are passed on.
 #![no_main]
 
-use cluster_proto::frame::FrameReader;
+use bytes::Bytes;
+use cluster_proto::frame::{FrameReader, PieceReader};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (usize, &[u8])| {
@@ -21,5 +22,22 @@ fuzz_target!(|input: (usize, &[u8])| {
         }
         (frames, false)
     };
-    assert_eq!(read(&mut std::iter::once(data)), read(&mut data.chunks(chunk % 64 + 1)));
+    let whole = read(&mut std::iter::once(data));
+    assert_eq!(whole, read(&mut data.chunks(chunk % 64 + 1)));
+    let mut reader = PieceReader::after(FrameReader::default(), chunk % 64 + 1);
+    let (mut frames, mut begun) = (Vec::new(), Vec::new());
+    reader.buffer().extend_from_slice(data);
+    let is_broken = loop {
+        match reader.next_piece() {
+            Ok(Some((piece, goes_on))) => {
+                begun.extend_from_slice(&piece);
+                if !goes_on {
+                    frames.push(Bytes::from(std::mem::take(&mut begun)));
+                }
+            }
+            Ok(None) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert_eq!(whole, (frames, is_broken));
 });

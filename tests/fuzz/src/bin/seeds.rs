@@ -6,6 +6,7 @@ use std::fs;
 use bytes::{Bytes, BytesMut};
 use cluster_proto::Codec;
 use cluster_types::client_node::{Completion, ExecutorResult, FinishedOutcome, PutValue};
+use cluster_types::kept::KeptActor;
 use cluster_types::node_head::Retry;
 use cluster_types::{
     Attempt, ClientId, ClientKind, ClientToNode, HeadToNode, JobId, Lease, NodeToClient, NodeToHead, ObjectId,
@@ -115,7 +116,19 @@ fn main() -> std::io::Result<()> {
     let told = [NodeToClient::Finished { task: task(1), outcome: finished }, NodeToClient::Exit];
     Codec::default().encode_node_batch(&told, &mut batch);
     write(corpus, "node_to_client", &batch)?;
-    write(corpus, "client", &batch)
+    write(corpus, "client", &batch)?;
+
+    batch.clear();
+    let kept = KeptActor {
+        spec: spec(1, &[]).into(),
+        info: Some(Default::default()),
+        value: Some(value()),
+        restarts: 1,
+        ended: Some(Attempt { term: 1, n: 1 }),
+        states: vec![result],
+    };
+    Codec::default().encode_kept_actor(&kept, &mut batch);
+    write(corpus, "stored_records", &batch)
 }
 
 fn write(corpus: &str, target: &str, bytes: &[u8]) -> std::io::Result<()> {
