@@ -34,10 +34,6 @@ impl Head {
         self.clients.insert(client, Client { node: ix, job, is_driver, held: Set::default() });
         if let Some(node) = self.nodes.get_mut(ix) {
             node.clients.insert(client);
-            if let Some(own) = own {
-                // It heard of the job from the driver; of its end it is told.
-                node.jobs.insert(own);
-            }
         }
     }
 
@@ -47,6 +43,10 @@ impl Head {
         let Some(gone) = self.clients.remove(&client) else { return };
         if let Some(node) = self.nodes.get_mut(gone.node) {
             node.clients.remove(&client);
+            if gone.is_driver {
+                // It heard of the job from the driver, and is to hear of its end also when nothing of it ran there.
+                node.jobs.insert(gone.job);
+            }
         }
         if gone.is_driver {
             self.end_job(gone.job, why);

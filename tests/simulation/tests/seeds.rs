@@ -29,6 +29,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (11412, "calls on an actor that could not be made were told by the next head that it was never made"),
     (12395, "a result that came while a copy of it was pulled never went to disk"),
+    (
+        12843,
+        "the node of a driver was taken to know its job, when it had been told by the head before that it ended",
+    ),
     (13027, "a copy told of while its object was being made again was never freed"),
     (15059, "as 4643"),
     (16899, "an item that its reader was not told of stayed when its task failed under the next head"),
