@@ -309,7 +309,7 @@ def slow_down(host: Host, rate: str) -> None:
 
 
 def test_values_larger_than_any_message(net: Network):
-    server, laptop = cluster_and_laptop(net, object_store_memory="1GiB")
+    _, laptop = cluster_and_laptop(net, object_store_memory="1GiB")
     text = (
         LARGE
         + """

@@ -38,6 +38,10 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command};
 use error::CliError;
 
+/// Daemons free in batches what they kept in the meantime, which the system's allocator takes long for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {

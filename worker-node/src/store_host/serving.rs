@@ -62,7 +62,8 @@ pub(super) struct Serving {
 
 #[derive(Default)]
 struct Index {
-    served: Map<ObjectId, Served>,
+    /// Boxed, so that the table's growth moves little.
+    served: Map<ObjectId, Box<Served>>,
     spilled: Map<ObjectId, SpillLocation>,
     in_use: Map<Range, InUse>,
 }
@@ -83,6 +84,7 @@ impl Serving {
     }
 
     pub(super) fn serve(&self, object: ObjectId, served: Served) {
+        let served = Box::new(served);
         self.lock().served.insert(object, served);
     }
 
@@ -92,7 +94,7 @@ impl Serving {
 
     /// The length of what is served.
     pub(super) fn len(&self, object: ObjectId) -> Option<u64> {
-        Some(match self.lock().served.get(&object)? {
+        Some(match &**self.lock().served.get(&object)? {
             Served::Memory { location, .. } => location.len,
             Served::Disk { at, .. } => at.len,
             Served::Inline(bytes) => bytes.len() as u64,
@@ -137,7 +139,7 @@ impl Serving {
     /// From here to the guard's end, what is served stays as it is.
     pub(super) fn begin(self: &Arc<Self>, object: ObjectId) -> Option<(Served, Option<Guard>)> {
         let mut index = self.lock();
-        let served = index.served.get(&object)?.clone();
+        let served = Served::clone(index.served.get(&object)?);
         let range = match &served {
             Served::Memory { location, .. } => Range::Memory(*location),
             Served::Disk { .. } => Range::Disk(object),
