@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::extract::rejection::StringRejection;
 use axum::extract::{Path, Query as Parameters, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,6 +33,8 @@ pub(crate) fn router(service: HeadService, token: &str) -> Router {
         .route("/api/v1/jobs/{job}", get(one).delete(delete))
         .route("/api/v1/jobs/{job}/stop", post(stop))
         .route("/api/v1/jobs/{job}/logs", get(logs))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(service)
         .layer(middleware::from_fn_with_state(token, check_token))
 }
@@ -88,6 +91,14 @@ fn given_token(headers: &HeaderMap) -> Option<&str> {
     own.or_else(|| headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim))
 }
 
+async fn unknown(uri: Uri) -> Refusal {
+    Refusal(StatusCode::NOT_FOUND, format!("there is nothing at {} (see /openapi.json)", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    Refusal(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes no {method} (see /openapi.json)", uri.path()))
+}
+
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
@@ -120,8 +131,9 @@ async fn list(State(service): State<HeadService>, limit: Parameters<Limit>) -> R
 async fn submit(
     State(service): State<HeadService>,
     Parameters(parameters): Parameters<BTreeMap<String, String>>,
-    body: String,
+    body: Result<String, StringRejection>,
 ) -> Result<Response, Refusal> {
+    let body = body.map_err(|error| Refusal(error.status(), format!("this describes no job: {error}")))?;
     let mut spec: JobSpec = serde_json::from_str(&body).map_err(|error| Refusal::of_body(&error))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     spec.submitted_ms = now;

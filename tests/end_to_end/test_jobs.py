@@ -129,7 +129,13 @@ def test_ctrl_c_ends_a_run_and_all_it_started(cluster: Cluster, times: int):
         (["logs", "nope"], "no job nope"),
         (["logs"], "name one of"),
         (["logs", "--node", "nope"], "nope"),
+        (["submit", "--timeout", "0s", "--", "true"], "a timeout of 0"),
+        (["submit", "--name", "two\nlines", "--", "true"], "control characters"),
+        (["submit", "--requirements", "", "--", "true"], "a requirement is empty"),
+        (["submit", "--py-module", "/nope", "--", "true"], "the module /nope does not exist"),
         (["logs", "--task", "nope"], "no task nope"),
+        (["logs", "--task", ""], "name a task"),
+        (["logs", "--actor", ""], "name an actor"),
         (["logs", "--actor", "nope"], "no actor nope"),
         (["stop", "nope"], "no job nope"),
         (["delete", "nope"], "no job nope"),
@@ -337,6 +343,9 @@ def test_jobs_over_http(cluster: Cluster):
     assert [one["job"] for one in ask("GET", "/api/v1/jobs")[1]] == [job]
     code, refused = ask("GET", "/api/v1/jobs/nope")
     assert (code, "no job nope" in refused["error"]) == (404, True)
+    for method, path, expected in (("GET", "/api/v1/nothing", 404), ("DELETE", "/api/v1/jobs", 405)):
+        code, refused = ask(method, path)
+        assert (code, "/openapi.json" in refused["error"]) == (expected, True)
     code, refused = ask("POST", "/api/v1/jobs", {"entry": ["true"]})
     assert (code, "entrypoint" in refused["error"]) == (400, True)
     code, refused = ask("GET", "/api/v1/jobs", given="wrong")

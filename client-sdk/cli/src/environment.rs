@@ -98,6 +98,9 @@ impl Shelf {
             let what = if path.exists() { "is no directory" } else { "does not exist" };
             return Err(CliError::Usage(format!("the working directory {} {what}", path.display())));
         }
+        if is_module && !path.exists() {
+            return Err(CliError::Usage(format!("the module {} does not exist", path.display())));
+        }
         let packed = cluster_packages::pack(path, limit()?).map_err(failed)?;
         let name = match path.canonicalize() {
             // A directory that is a module is found by its name.
@@ -161,6 +164,11 @@ fn failed(error: PackageError) -> CliError {
 
 /// A file's lines with those of the files it names, or the requirement itself.
 fn read_requirements(named: &str, depth: u32, into: &mut Vec<String>) -> Result<(), CliError> {
+    if named.trim().is_empty() {
+        return Err(CliError::Usage(
+            "a requirement is empty: name a requirements file, or write one like numpy>=2".to_owned(),
+        ));
+    }
     let path = Path::new(named);
     let is_file = path.is_file();
     if !is_file && (named.ends_with(".txt") || named.starts_with(['.', '/'])) {
@@ -213,9 +221,12 @@ mod tests {
         let mut lines = Vec::new();
         read_requirements(&at("a.txt"), DEPTH, &mut lines).unwrap();
         assert_eq!(lines, ["numpy>=2", "--index-url https://example.org/simple", "scikit-learn"]);
-        for (text, why) in
-            [("-e .", "--py-module"), ("-r c.txt", "without end"), ("-r none.txt", "does not exist")]
-        {
+        for (text, why) in [
+            ("-r  ", "is empty"),
+            ("-e .", "--py-module"),
+            ("-r c.txt", "without end"),
+            ("-r none.txt", "does not exist"),
+        ] {
             std::fs::write(at("c.txt"), text).unwrap();
             let error = read_requirements(&at("c.txt"), DEPTH, &mut Vec::new()).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

@@ -20,11 +20,14 @@ pub fn render(columns: &[Column], rows: &[Vec<String>], none: &str) -> String {
             Column::Left(name, _) | Column::Right(name) => (*name).to_owned(),
         })
         .collect();
-    let cut = |(column, text): (&Column, &String)| match column {
-        Column::Left(_, width) if text.chars().count() > *width => {
-            text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    let cut = |(column, text): (&Column, &String)| {
+        let text = printable(text);
+        match column {
+            Column::Left(_, width) if text.chars().count() > *width => {
+                text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+            }
+            _ => text,
         }
-        _ => text.clone(),
     };
     let lines: Vec<Vec<String>> = std::iter::once(&headings)
         .chain(rows)
@@ -49,4 +52,28 @@ pub fn render(columns: &[Column], rows: &[Vec<String>], none: &str) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Names are whatever programs gave: a line feed would break the table, an escape sequence would command the terminal.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_in_its_cell_whatever_it_is() {
+        let rows = [vec!["two\nlines\u{1b}[31m".to_owned(), "1".to_owned()]];
+        let table = render(&[Column::Left("NAME", 30), Column::Right("N")], &rows, "none");
+        assert_eq!(table, "NAME                    N\ntwo\\nlines\\u{1b}[31m  1\n");
+    }
 }

@@ -33,7 +33,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         known.ok_or_else(problem)?.1
     };
     let bytes = number * factor as f64;
-    if bytes > Amount::PER_UNIT as f64 * 9e10 { Err(problem()) } else { Ok(bytes as u64) }
+    if bytes > Amount::PER_UNIT as f64 * 9e10 {
+        return Err(format!("`{text}` is more than can be counted"));
+    }
+    Ok(bytes as u64)
 }
 
 /// A number of cores or GPUs.

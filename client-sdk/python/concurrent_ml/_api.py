@@ -62,6 +62,9 @@ def init(
             raise RuntimeError(
                 "init() was called before: this program is connected already; call shutdown() first to connect anew"
             )
+        _check_words(address=address, namespace=namespace, durable=durable)
+        if not isinstance(log_to_driver, bool):
+            raise TypeError(f"log_to_driver is {log_to_driver!r}; it must be True or False")
         offer = {
             "num_cpus": None if num_cpus is None else _options.amount("num_cpus", num_cpus),
             "num_gpus": None if num_gpus is None else _options.amount("num_gpus", num_gpus),
@@ -96,6 +99,12 @@ def init(
         _state.client = client
         _state.generation += 1
         _state.printer = _logs.Printer(client)
+
+
+def _check_words(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}; it must be a string")
 
 
 def _files_at(address: str) -> tuple[str, ...]:

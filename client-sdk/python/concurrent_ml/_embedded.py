@@ -56,8 +56,9 @@ class Embedded:
     """The child process: head, daemon and store. It ends when this program does, however that happens."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
+        binary = find_binary()
         self.dir = tempfile.mkdtemp(prefix="concurrent-ml-")
-        command = [find_binary(), "embedded", "--dir", self.dir, "--python", sys.executable]
+        command = [binary, "embedded", "--dir", self.dir, "--python", sys.executable]
         for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
             value = options.get(name)
             if value is not None:

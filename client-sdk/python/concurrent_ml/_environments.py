@@ -39,6 +39,11 @@ def checked(key: str, value: Any) -> dict[str, Any]:
         isinstance(k, str) and isinstance(v, str) for k, v in variables.items()
     ):
         raise TypeError(f"{key}['env_vars'] is {variables!r}; it must map strings to strings")
+    for name, text in variables.items():
+        if not name or "=" in name or "\0" in name:
+            raise ValueError(f"{key}['env_vars'] has {name!r}, which is no name of an environment variable")
+        if "\0" in text:
+            raise ValueError(f"{key}['env_vars'][{name!r}] has a NUL character, which no variable can hold")
     if len(variables) > _VARIABLES_AT_MOST:
         raise ValueError(
             f"{key}['env_vars'] has {len(variables)} entries; there can be {_VARIABLES_AT_MOST} at most"

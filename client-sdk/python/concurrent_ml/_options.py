@@ -268,6 +268,10 @@ def _checked(given: Mapping[str, Any], checks: Mapping[str, Any], whose: str) ->
     return checked
 
 
+_AMOUNT_AT_MOST = 9e14
+"""Amounts are counted in ten-thousandths, in 64 bits."""
+
+
 def amount(key: str, value: Any) -> float:
     """A number that can be an amount of a resource."""
     if value is None:
@@ -276,6 +280,8 @@ def amount(key: str, value: Any) -> float:
         raise TypeError(f"{key} is {value!r}; it must be a number")
     if math.isnan(value) or math.isinf(value) or value < 0:
         raise ValueError(f"{key} is {value}; it must be a finite number, 0 or more")
+    if value > _AMOUNT_AT_MOST:
+        raise ValueError(f"{key} is {float(value):g}; that is more than can be counted")
     return value
 
 

@@ -320,6 +320,12 @@ def remote(*args: Any, **options: Any) -> Any:
             raise TypeError(
                 f"remote() takes a function or a class, not a value of type {type(function).__name__}"
             )
+        if inspect.iscoroutinefunction(function):
+            name = getattr(function, "__qualname__", function)
+            raise TypeError(
+                f"{name} is an `async def`, and a task has no event loop: make it a method of an actor, or call it in "
+                "a plain function with asyncio.run(...)"
+            )
         return RemoteFunction(function, Options().changed(options))
 
     if args:

@@ -20,6 +20,9 @@ OUT_OF_BAND = 4096
 _LOOKS = 2000
 """So many parts of a value are tried to find the one that cannot be pickled."""
 
+_STEPS_SHOWN = 8
+"""So many at each end of the way to it."""
+
 
 class CannotPickle(TypeError):
     """Some part of a value cannot be pickled; says which, by its path."""
@@ -79,14 +82,22 @@ def offender(value: Any) -> tuple[str, Any]:
         for step, part in _parts(value):
             looks += 1
             if looks > _LOOKS:
-                return "".join(path), value
+                return _shortened(path), value
             if id(part) not in seen and not _can_pickle(part):
                 path.append(step)
                 value = part
                 break
         else:
             break
-    return "".join(path).strip(), value
+    return _shortened(path), value
+
+
+def _shortened(path: list[str]) -> str:
+    """Of a way of thousands of steps its beginning and its end."""
+    if len(path) > 2 * _STEPS_SHOWN:
+        left_out = f" … {len(path) - 2 * _STEPS_SHOWN} more … "
+        path = [*path[:_STEPS_SHOWN], left_out, *path[-_STEPS_SHOWN:]]
+    return "".join(path).strip()
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

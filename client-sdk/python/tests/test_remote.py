@@ -2,7 +2,7 @@
 
 import pytest
 
-from concurrent_ml import remote
+from concurrent_ml import init, remote
 from concurrent_ml._options import Options
 
 
@@ -24,6 +24,10 @@ from concurrent_ml._options import Options
         ({"retry_exceptions": ["OSError"]}, TypeError, "classes"),
         ({"runtime_env": {"conda": ["x"]}}, ValueError, "'conda'.*env_vars"),
         ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "strings"),
+        ({"runtime_env": {"env_vars": {"": "x"}}}, ValueError, "no name of an environment variable"),
+        ({"runtime_env": {"env_vars": {"A=B": "x"}}}, ValueError, "'A=B', which is no name"),
+        ({"runtime_env": {"env_vars": {"A": "x\0y"}}}, ValueError, "'A'.*NUL"),
+        ({"memory": 1e300}, ValueError, r"memory is 1e\+300; that is more than can be counted"),
         ({"name": 5}, TypeError, "string"),
         ({"scheduling_strategy": "NEAR"}, ValueError, "SPREAD"),
         ({"accelerator_type": "A100"}, ValueError, "not available"),
@@ -32,6 +36,19 @@ from concurrent_ml._options import Options
 def test_wrong_options_are_refused_with_a_sentence(options, error, words):
     with pytest.raises(error, match=words):
         Options().changed(options)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"address": 8264}, "address is 8264; it must be a string"),
+        ({"namespace": 3}, "namespace is 3"),
+        ({"log_to_driver": "no"}, "log_to_driver is 'no'"),
+    ],
+)
+def test_init_refuses_words_of_another_type(given, words):
+    with pytest.raises(TypeError, match=words):
+        init(**given)
 
 
 def test_options_are_changed_one_by_one():
@@ -56,7 +73,11 @@ def test_a_remote_function_looks_like_the_function():
 
 def test_what_cannot_be_remote_is_refused():
     f = remote(lambda: 1)
-    for thing, words in ((5, "int"), (f, "already")):
+
+    async def later():
+        return 1
+
+    for thing, words in ((5, "int"), (f, "already"), (later, r"later is an `async def`.*asyncio\.run")):
         with pytest.raises(TypeError, match=words):
             remote(thing)  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(TypeError, match="either a function or options"):

@@ -124,3 +124,13 @@ def test_an_object_that_hates_being_looked_at_is_no_second_error():
 
     with pytest.raises(CannotPickle, match="first"):
         dump(Hostile(), "it")
+
+
+def test_a_long_way_to_the_part_is_shortened():
+    value: object = threading.Lock()
+    for _ in range(40):
+        value = [value]
+    path = explain(value, "the value", TypeError("no"))
+    assert path.startswith(
+        "cannot pickle the value: " + "[0]" * 8 + " … 24 more … " + "[0]" * 8 + " is a _thread.lock"
+    )

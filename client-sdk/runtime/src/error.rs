@@ -56,7 +56,9 @@ pub enum ClientError {
     #[error("the running task was cancelled")]
     Cancelled,
     /// No handle on this object is known here.
-    #[error("object {0} is not known to this process: it has no handle on it")]
+    #[error(
+        "object {0} is not known to this connection: its ref is of one that was shut down, or all handles are gone"
+    )]
     NoHandle(ObjectId),
     /// The store has no room for a value and never will, or the value is too large to travel.
     #[error("{}", .0.message)]

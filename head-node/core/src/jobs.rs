@@ -125,10 +125,7 @@ impl Head {
                 false => Err(format!("there is another job {job} already: submit again")),
             };
         }
-        if spec.entrypoint.iter().all(|word| word.trim().is_empty()) {
-            return Err("there is nothing to run: give a program after `--`".to_owned());
-        }
-        spec.request().map_err(|error| format!("what the job asks for cannot be: {error}"))?;
+        spec.check()?;
         let taken = self
             .submitted
             .all

@@ -137,6 +137,9 @@ impl Head {
     /// Where a task ran last.
     fn task_place(&self, text: &str) -> Result<(TaskId, NodeIx), String> {
         let text = text.trim().to_ascii_lowercase();
+        if text.is_empty() {
+            return Err("name a task: its id, or the end of one (see `cluster list tasks`)".to_owned());
+        }
         let ends = |id: &TaskId| id.to_string() == text || id.to_string().ends_with(&text);
         let live = self.tasks.iter().filter(|(_, task)| ends(&task.spec.id));
         let mut found: Vec<(TaskId, Option<NodeIx>)> =
@@ -157,6 +160,9 @@ impl Head {
     /// Where an actor lives, or lived. Of several of one name that ended, the last is meant.
     fn actor_place_named(&self, text: &str) -> Result<(String, NodeIx), String> {
         let wanted = text.trim();
+        if wanted.is_empty() {
+            return Err("name an actor, or give the end of its id (see `cluster list actors`)".to_owned());
+        }
         let is_meant = |handle: ObjectId, name: &str| name == wanted || handle.to_string().ends_with(wanted);
         let living = self.actors.iter().filter(|(_, actor)| actor.death.is_none());
         let living = living.filter(|(handle, actor)| is_meant(**handle, &actor.traits().name));

@@ -80,6 +80,44 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// Whether a cluster can take it, whoever sends it.
+    ///
+    /// # Errors
+    /// Names what is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        if self.entrypoint.iter().all(|word| word.trim().is_empty()) {
+            return Err("there is nothing to run: the job names no program".to_owned());
+        }
+        if let Some(word) = self.entrypoint.iter().find(|word| word.contains('\0')) {
+            return Err(format!("{word:?} has a NUL character, which no program can be given"));
+        }
+        if self.name.chars().any(char::is_control) {
+            return Err(format!(
+                "the name {:?} has control characters: a name is one line of text",
+                self.name
+            ));
+        }
+        for (variable, value) in &self.runtime_env.env_vars {
+            if variable.is_empty() || variable.contains(['=', '\0']) {
+                return Err(format!("{variable:?} is no name of an environment variable"));
+            }
+            if value.contains('\0') {
+                return Err(format!("the environment variable {variable} has a NUL character in its value"));
+            }
+        }
+        if self.timeout_ms == Some(0) {
+            return Err(
+                "a timeout of 0 leaves the job no time at all: leave it out for a job without one".to_owned()
+            );
+        }
+        for (name, number) in &self.resources {
+            Amount::from_f64(*number)
+                .map_err(|error| format!("what the job asks for cannot be: {name} {error}"))?;
+        }
+        self.request().map_err(|error| format!("what the job asks for cannot be: GPU {error}"))?;
+        Ok(())
+    }
+
     /// What it asks for.
     ///
     /// # Errors

@@ -116,9 +116,19 @@ fn who_asks_twice_gets_one_job_and_a_name_is_taken_until_its_job_has_ended() {
     say(&mut scene, 1, &order, ended(1));
     submit(&mut scene, TWO, named("nightly")).unwrap();
     assert_eq!(view(&mut scene, "nightly").job, TWO, "the name means the one that lives");
+    let with_variable = |name: &str, value: &str| {
+        let mut wrong = spec(0.0, 0);
+        wrong.runtime_env.env_vars.insert(name.to_owned(), value.to_owned());
+        wrong
+    };
     for (wrong, why) in [
         (JobSpec { entrypoint: vec![" ".to_owned()], ..JobSpec::default() }, "nothing to run"),
-        (spec(-1.0, 0), "cannot be"),
+        (JobSpec { entrypoint: vec!["a\0b".to_owned()], ..JobSpec::default() }, "NUL"),
+        (named("two\nlines"), "control characters"),
+        (JobSpec { timeout_ms: Some(0), ..spec(0.0, 0) }, "a timeout of 0"),
+        (with_variable("A=B", ""), "no name of an environment variable"),
+        (with_variable("A", "\0"), "environment variable A"),
+        (spec(-1.0, 0), "cannot be: CPU is -1"),
     ] {
         let refused = submit(&mut scene, "00000003", wrong).unwrap_err();
         assert!(refused.contains(why), "{refused}");
