@@ -70,6 +70,17 @@ def test_a_program_runs_and_its_output_and_exit_code_are_kept(cluster: Cluster):
     wait_until(lambda: not list(logs.glob("job-*")), 10, "they are deleted")
 
 
+def test_a_new_cluster_removes_what_jobs_of_the_one_before_left(cluster: Cluster):
+    cluster("run", "--", "sh", "-c", "echo printed; echo written > file")
+    cluster("down")
+    [log] = (cluster.directory / "logs").glob("job-*")
+    [file] = (cluster.directory / "jobs").glob("*/file")
+    assert (log.read_text(), file.read_text()) == ("printed\n", "written\n"), "they can be looked at until then"
+    Cluster(cluster.machine)
+    assert not log.exists()
+    assert not file.exists()
+
+
 def test_a_python_program_inside_joins_the_cluster(cluster: Cluster):
     program = cluster.machine.directory / "squares.py"
     program.write_text("""

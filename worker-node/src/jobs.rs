@@ -1,6 +1,6 @@
 //! Submitted jobs as the daemon sees them: a process beside each, and what it says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -41,6 +41,8 @@ pub(crate) struct JobsHere {
     wishes: HashMap<String, mpsc::UnboundedSender<Wish>>,
     /// Who writes what executors print, by process.
     writers: HashMap<u32, LogWriter>,
+    /// How many logs of executors were opened so far.
+    opened: u64,
     /// Environments of executors that were made.
     pub(crate) environments: HashMap<RuntimeEnv, Prepared>,
     /// What the loop's own task does; bounded by what the head asks.
@@ -60,6 +62,17 @@ pub(crate) enum Work {
 
 /// Files of executors kept open at a time.
 const OPEN_LOGS: usize = 256;
+/// How their logs' names begin.
+const EXECUTOR_LOGS: &str = "executor-";
+/// What executors printed is kept in so many files, of so many bytes, and then the oldest goes.
+const EXECUTOR_FILES_MAX: usize = 10_000;
+const EXECUTOR_BYTES_MAX: u64 = 4 << 30;
+/// So many logs are opened between two looks at how much there is.
+const OPENED_BETWEEN: u64 = 64;
+
+fn log_of_executor(pid: u32) -> String {
+    format!("{EXECUTOR_LOGS}{pid}")
+}
 
 impl Default for JobsHere {
     fn default() -> Self {
@@ -71,6 +84,7 @@ impl Default for JobsHere {
             python: "python3".into(),
             wishes: HashMap::new(),
             writers: HashMap::new(),
+            opened: 0,
             environments: HashMap::new(),
             work,
             to_do: Some(to_do),
@@ -128,10 +142,16 @@ impl JobsHere {
             self.writers.clear();
         }
         let dir = self.dir.join("logs");
-        let writer = self
-            .writers
-            .entry(line.pid)
-            .or_insert_with(|| LogWriter::new(&dir, &format!("executor-{}", line.pid)));
+        if !self.writers.contains_key(&line.pid) {
+            if self.opened.is_multiple_of(OPENED_BETWEEN) {
+                let open: HashSet<String> = self.writers.keys().map(|pid| log_of_executor(*pid)).collect();
+                let is_open = move |log: &str| open.contains(log);
+                log_files::prune(&dir, EXECUTOR_LOGS, EXECUTOR_FILES_MAX, EXECUTOR_BYTES_MAX, is_open);
+            }
+            self.opened += 1;
+        }
+        let writer =
+            self.writers.entry(line.pid).or_insert_with(|| LogWriter::new(&dir, &log_of_executor(line.pid)));
         let task = line.task.as_ref().map_or_else(|| "-".to_owned(), |(task, _)| task.to_string());
         let stream = if line.stderr { "err" } else { "out" };
         let text = format!("{task} {stream} {}\n", line.text);
@@ -271,7 +291,7 @@ fn read_log(dir: &Path, log: &LogQuery, ended: bool) -> Result<LogPiece, String>
         LogOf::Job(job, attempt) => read(&log_name(job, attempt.unwrap_or(1))).map_err(failed)?,
         LogOf::Node(_) => read("worker").map_err(failed)?,
         LogOf::Executor(pid) => {
-            let name = format!("executor-{pid}");
+            let name = log_of_executor(*pid);
             log_files::read(dir, &name, log.from, log.max, |line| line.splitn(3, ' ').nth(2))
                 .map_err(failed)?
         }
@@ -288,7 +308,7 @@ fn read_task(dir: &Path, task: &str, log: &LogQuery) -> std::io::Result<LogPiece
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter_map(|name| Some(name.strip_suffix(".log")?.rsplit_once('.')?.0.to_owned()))
-        .filter(|name| name.starts_with("executor-"))
+        .filter(|name| name.starts_with(EXECUTOR_LOGS))
         .collect();
     names.sort();
     names.dedup();

@@ -88,6 +88,36 @@ pub(crate) fn delete(directory: &Path, prefix: &str) {
     }
 }
 
+/// Of the logs whose names begin so, deletes those files that were not written to for longest, until at most `files_max`
+/// of them are left, and `bytes_max` bytes in all. Those that `is_open` knows are being written, and stay.
+pub(crate) fn prune(
+    directory: &Path,
+    prefix: &str,
+    files_max: usize,
+    bytes_max: u64,
+    is_open: impl Fn(&str) -> bool,
+) {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let log =
+            name.to_str().filter(|name| name.starts_with(prefix)).and_then(|name| name.split('.').next());
+        if let (Some(log), Ok(about)) = (log, entry.metadata()) {
+            found.push((is_open(log), about.modified().ok(), about.len(), entry.path()));
+        }
+    }
+    found.sort();
+    let (mut files, mut bytes) = (found.len(), found.iter().map(|(_, _, length, _)| length).sum::<u64>());
+    for (is_open, _, length, path) in found {
+        if is_open || (files <= files_max && bytes <= bytes_max) {
+            return;
+        }
+        let _ = std::fs::remove_file(path);
+        files -= 1;
+        bytes -= length;
+    }
+}
+
 /// A piece of a log, or of a single file that something else writes.
 pub(crate) fn read(
     directory: &Path,
@@ -161,6 +191,38 @@ mod tests {
 
     fn all(line: &str) -> Option<&str> {
         Some(line)
+    }
+
+    #[test]
+    fn logs_of_processes_that_are_gone_make_room_and_open_ones_stay() {
+        let directory = std::env::temp_dir().join(format!("log-files-pruned-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let begun = std::time::SystemTime::UNIX_EPOCH;
+        for (age, name) in
+            ["executor-1", "executor-2", "executor-3", "executor-4", "job-1"].iter().enumerate()
+        {
+            let file = File::create(directory.join(format!("{name}.000000000000000.log"))).unwrap();
+            file.set_len(100).unwrap();
+            file.set_modified(begun + std::time::Duration::from_secs(age as u64)).unwrap();
+        }
+        let left = || {
+            let mut names: Vec<String> = std::fs::read_dir(&directory)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .map(|name| name.split('.').next().unwrap().to_owned())
+                .collect();
+            names.sort();
+            names
+        };
+        prune(&directory, "executor-", 4, 400, |_| false);
+        assert_eq!(left(), ["executor-1", "executor-2", "executor-3", "executor-4", "job-1"]);
+        prune(&directory, "executor-", 3, 400, |log| log == "executor-1");
+        assert_eq!(left(), ["executor-1", "executor-3", "executor-4", "job-1"], "the oldest that is closed");
+        prune(&directory, "executor-", 3, 250, |log| log == "executor-1");
+        assert_eq!(left(), ["executor-1", "executor-4", "job-1"]);
+        prune(&directory, "executor-", 0, 0, |log| log == "executor-1");
+        assert_eq!(left(), ["executor-1", "job-1"]);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

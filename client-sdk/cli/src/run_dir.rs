@@ -88,6 +88,16 @@ impl RunDir {
         make(&self.0.join("logs")).map_err(CliError::io(format!("make the directory {path}/logs")))
     }
 
+    /// Removes the directories and logs of jobs that no head knows any more: those of a cluster that has ended.
+    pub fn forget_jobs(&self) {
+        let _ = std::fs::remove_dir_all(self.0.join("jobs"));
+        for entry in std::fs::read_dir(self.0.join("logs")).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with("job-")) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Keeps a second `cluster up` or `down` away until the answer is dropped.
     pub fn lock(&self) -> Result<File, CliError> {
         let path = self.0.join("lock");

@@ -127,6 +127,9 @@ fn start(config: &UpConfig) -> Result<ClusterFile, CliError> {
     match &config.join {
         Some(head) => start_worker(config, head.clone(), None),
         None => {
+            if config.state.is_none() && !config.dir.state().exists() {
+                config.dir.forget_jobs();
+            }
             let pid = start_head(config)?;
             let address = SocketAddr::new(near(config.listen_host()), config.port);
             start_worker(config, address.to_string(), Some(pid))
