@@ -221,15 +221,14 @@ mod tests {
         let mut lines = Vec::new();
         read_requirements(&at("a.txt"), DEPTH, &mut lines).unwrap();
         assert_eq!(lines, ["numpy>=2", "--index-url https://example.org/simple", "scikit-learn"]);
-        for (text, why) in [
-            ("-r  ", "is empty"),
-            ("-e .", "--py-module"),
-            ("-r c.txt", "without end"),
-            ("-r none.txt", "does not exist"),
-        ] {
+        for (text, why) in
+            [("-e .", "--py-module"), ("-r c.txt", "without end"), ("-r none.txt", "does not exist")]
+        {
             std::fs::write(at("c.txt"), text).unwrap();
             let error = read_requirements(&at("c.txt"), DEPTH, &mut Vec::new()).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+        let error = read_requirements(" ", DEPTH, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("a requirement is empty"), "{error}");
     }
 }

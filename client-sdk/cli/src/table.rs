@@ -74,6 +74,6 @@ mod tests {
     fn a_name_stays_in_its_cell_whatever_it_is() {
         let rows = [vec!["two\nlines\u{1b}[31m".to_owned(), "1".to_owned()]];
         let table = render(&[Column::Left("NAME", 30), Column::Right("N")], &rows, "none");
-        assert_eq!(table, "NAME                    N\ntwo\\nlines\\u{1b}[31m  1\n");
+        assert_eq!(table, "NAME                  N\ntwo\\nlines\\u{1b}[31m  1\n");
     }
 }
