@@ -75,7 +75,9 @@ def test_a_new_cluster_removes_what_jobs_of_the_one_before_left(cluster: Cluster
     cluster("down")
     [log] = (cluster.directory / "logs").glob("job-*")
     [file] = (cluster.directory / "jobs").glob("*/file")
-    assert (log.read_text(), file.read_text()) == ("printed\n", "written\n"), "they can be looked at until then"
+    assert (log.read_text(), file.read_text()) == ("printed\n", "written\n"), (
+        "they can be looked at until then"
+    )
     Cluster(cluster.machine)
     assert not log.exists()
     assert not file.exists()

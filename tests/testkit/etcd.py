@@ -22,6 +22,8 @@ def start_etcd(members: Sequence[Host]) -> str:
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         # Disks of machines that test are slow and shared, and nobody pulls the plug.
         command += ["--initial-cluster", ",".join(names), "--unsafe-no-fsync"]
+        # As newer ones do by themselves: a member that comes back must not depose the leader of the others.
+        command += ["--pre-vote=true"]
         with (host.directory / "etcd.log").open("w") as log:
             host.popen(command, stdout=log, stderr=log)
     return "etcd://" + ",".join(f"{host.address}:2379" for host in members)
