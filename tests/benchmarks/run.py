@@ -128,7 +128,8 @@ def alone(rows: list[Row], rounds: int) -> Figures:
             try:
                 results = measure()
             except Exception as error:  # one row's failure must not cost the figures of the others
-                print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+                said = getattr(error, "stderr", None) or ""
+                print(f"failed: {type(error).__name__}: {error}\n{said}".rstrip(), file=sys.stderr)
                 break
             for name in wanted:
                 if name in results:

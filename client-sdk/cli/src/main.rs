@@ -22,6 +22,7 @@ mod down;
 mod drain;
 mod environment;
 mod error;
+mod free_port;
 mod jobs;
 mod logs;
 mod process;

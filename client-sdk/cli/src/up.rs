@@ -15,6 +15,7 @@ use crate::daemon_log::LogSettings;
 use crate::daemons::{HeadSettings, WorkerSettings};
 use crate::down::end_daemons;
 use crate::error::CliError;
+use crate::free_port::FreePort;
 use crate::process::{Daemon, wait_readable};
 use crate::run_dir::{ClusterFile, RunDir, find_token, make_token};
 
@@ -33,9 +34,10 @@ const ELSEWHERE: &str = "192.0.2.1:9";
 pub fn run(args: &UpArgs) -> Result<(), CliError> {
     let mut config = UpConfig::new(args)?;
     let host = config.listen_host();
-    config.port = chosen(host, config.port)?;
-    config.data_port = chosen(host, config.data_port)?;
-    config.gateway_port.0 = chosen(host, config.gateway_port.0)?;
+    // Held until the daemons listen.
+    let _head = choose(host, &mut config.port)?;
+    let _data = choose(host, &mut config.data_port)?;
+    let _gateway = choose_gateway(host, &mut config.gateway_port)?;
     let config = config;
     let dir = &config.dir;
     dir.create()?;
@@ -158,14 +160,13 @@ fn start_head(config: &UpConfig) -> Result<u32, CliError> {
 fn start_worker(config: &UpConfig, head: String, head_pid: Option<u32>) -> Result<ClusterFile, CliError> {
     let dir = &config.dir;
     let host = config.listen_host();
-    let gateway = gateway_address(host, config.gateway_port);
     let settings = WorkerSettings {
         dir: dir.path().to_path_buf(),
         head: head.clone(),
         token_file: dir.token(),
         offer: config.offer.clone(),
         data_listen: SocketAddr::new(host, config.data_port),
-        gateway_listen: gateway,
+        gateway_listen: SocketAddr::new(host, config.gateway_port.0),
         client_grace_ms: config.client_grace_ms,
         advertise: advertised(config, host),
         drain_ms: config.drain_ms,
@@ -182,17 +183,27 @@ fn start_worker(config: &UpConfig, head: String, head_pid: Option<u32>) -> Resul
         head_pid,
         worker_pid,
         data_port: config.data_port,
-        gateway_port: gateway.port(),
+        gateway_port: config.gateway_port.0,
     })
 }
 
 /// Port 0 means a free one.
-fn chosen(host: IpAddr, port: u16) -> Result<u16, CliError> {
-    if port != 0 {
-        return Ok(port);
+fn choose(host: IpAddr, port: &mut u16) -> Result<Option<FreePort>, CliError> {
+    if *port != 0 {
+        return Ok(None);
     }
-    let free = TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr());
-    free.map(|address| address.port()).map_err(CliError::io(format!("find a free port of {host}")))
+    let free = FreePort::of(host).map_err(CliError::io(format!("find a free port of {host}")))?;
+    *port = free.port();
+    Ok(Some(free))
+}
+
+/// The gateway's port matters to nobody but the head, which tells it to who asks: if the usual one is taken and nobody
+/// insisted on it, any will do.
+fn choose_gateway(host: IpAddr, (port, any_will_do): &mut (u16, bool)) -> Result<Option<FreePort>, CliError> {
+    if *any_will_do && TcpListener::bind((host, *port)).is_err() {
+        *port = 0;
+    }
+    choose(host, port)
 }
 
 /// An address that is listened on, as it is reached from this machine.
@@ -223,17 +234,6 @@ fn advertised(config: &UpConfig, host: IpAddr) -> String {
     }
     // The head is on this machine, so the way to it says nothing of how others come here.
     facing(ELSEWHERE).map(|ip| ip.to_string()).unwrap_or_default()
-}
-
-/// The gateway's port matters to nobody but the head, which tells it to who asks: if the usual one is taken and nobody
-/// insisted on it, any will do.
-fn gateway_address(host: IpAddr, (port, any_will_do): (u16, bool)) -> SocketAddr {
-    let usual = SocketAddr::new(host, port);
-    if !any_will_do || TcpListener::bind(usual).is_ok() {
-        return usual;
-    }
-    let free = TcpListener::bind(SocketAddr::new(host, 0)).and_then(|listener| listener.local_addr());
-    free.unwrap_or(usual)
 }
 
 /// Starts a daemon and returns the line by which it says that it is ready.
@@ -384,8 +384,11 @@ mod tests {
     #[test]
     fn port_zero_means_a_free_one() {
         let host = IpAddr::from([127, 0, 0, 1]);
-        assert_ne!(chosen(host, 0).unwrap(), 0);
-        assert_eq!(chosen(host, 8264).unwrap(), 8264);
+        let (mut any, mut given) = (0, 8264);
+        let held = choose(host, &mut any).unwrap().unwrap();
+        assert_eq!(any, held.port());
+        assert!(choose(host, &mut given).unwrap().is_none());
+        assert_eq!(given, 8264);
     }
 
     #[test]
@@ -393,7 +396,11 @@ mod tests {
         let host = IpAddr::from([127, 0, 0, 1]);
         let taken = TcpListener::bind((host, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        assert_ne!(gateway_address(host, (port, true)).port(), port);
-        assert_eq!(gateway_address(host, (port, false)).port(), port);
+        let (mut usual, mut given) = ((port, true), (port, false));
+        let held = choose_gateway(host, &mut usual).unwrap().unwrap();
+        assert_eq!(usual.0, held.port());
+        assert_ne!(usual.0, port);
+        assert!(choose_gateway(host, &mut given).unwrap().is_none());
+        assert_eq!(given.0, port);
     }
 }
