@@ -1,6 +1,6 @@
 //! Who holds what: holds and drops of clients (rules R1, R3), and what becomes of objects that nobody holds.
 
-use cluster_types::{ClientId, FailureKind, HeadToNode, ObjectId};
+use cluster_types::{ClientId, FailureKind, HeadToNode, ObjectId, TaskSpec};
 
 use crate::event::{Effect, Record};
 use crate::head::{Head, failure};
@@ -112,6 +112,17 @@ impl Head {
         let ix = self.ensure_object(id);
         if let Some(object) = self.objects.get_mut(ix) {
             object.containers += 1;
+        }
+    }
+
+    /// A task that has entered the table holds what it names.
+    pub(crate) fn hold_arguments(&mut self, spec: &TaskSpec) {
+        for held in spec.held() {
+            let ix = self.ensure_object(held);
+            if let Some(object) = self.objects.get_mut(ix) {
+                object.tasks += 1;
+                object.function |= spec.function() == Some(held);
+            }
         }
     }
 

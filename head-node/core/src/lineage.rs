@@ -309,15 +309,6 @@ impl Head {
         Ok(())
     }
 
-    fn hold_arguments(&mut self, spec: &TaskSpec) {
-        for held in spec.held() {
-            let object = self.ensure_object(held);
-            if let Some(object) = self.objects.get_mut(object) {
-                object.tasks += 1;
-            }
-        }
-    }
-
     /// A result of a task that is kept is in the table again.
     pub(crate) fn want_again(&mut self, id: ObjectId) {
         if let Some(kept) = id.task().and_then(|(task, _)| self.lineage.kept.get_mut(&task)) {

@@ -116,13 +116,7 @@ impl Head {
         }
         let Some(task) = self.tasks.get(task_ix) else { return };
         let spec = task.spec.clone();
-        for held in spec.held() {
-            let object = self.ensure_object(held);
-            if let Some(object) = self.objects.get_mut(object) {
-                object.tasks += 1;
-                object.function |= spec.function() == Some(held);
-            }
-        }
+        self.hold_arguments(&spec);
         if let Some(state) = state {
             if let Some(task) = self.tasks.get_mut(task_ix) {
                 task.state = state;

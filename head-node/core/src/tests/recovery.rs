@@ -290,6 +290,31 @@ fn what_a_node_makes_again_for_the_head_before_it_goes_on_making() {
 }
 
 #[test]
+fn the_function_of_a_task_that_is_made_again_is_freed_where_it_ran() {
+    let mut scene = second(2);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    comes(&mut scene, 2, Some(4));
+    let template = scene.template("f", Resources::cpus(1));
+    let strategy = Strategy::Node { id: node(2), soft: false };
+    let template = Arc::new(TaskTemplate { strategy, ..template.as_ref().clone() });
+    let spec = scene.spec(DRIVER, template, &[]);
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec)));
+    scene.tell(1, NodeToHead::Locate(result));
+    end(&mut scene, 1);
+    end(&mut scene, 2);
+    let again = scene.assigned_one();
+    assert_eq!(again.node, node(2));
+    scene.done(&again, stored(10));
+    scene.drop_hold(1, DRIVER, result);
+    scene.drop_hold(1, DRIVER, function());
+    scene.pass(Span::millis(1));
+    assert_eq!(scene.freed(2), [function(), result], "REF-2: also what nobody said it has a copy of");
+}
+
+#[test]
 fn what_was_made_in_a_group_that_is_gone_is_not_made_again() {
     let mut scene = second(1);
     comes(&mut scene, 1, Some(4));
