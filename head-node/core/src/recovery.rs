@@ -85,6 +85,19 @@ fn rank(message: &NodeToHead) -> u32 {
     }
 }
 
+/// The tasks of whose attempts a node says what becomes of them.
+fn attempts_in(message: &NodeToHead) -> impl Iterator<Item = TaskId> + '_ {
+    let (one, heir, returned): (_, _, &[_]) = match message {
+        NodeToHead::Done { task, started, .. } => (Some(*task), started.map(|(task, _)| task), &[]),
+        NodeToHead::Yielded { task, .. }
+        | NodeToHead::Blocked { task, .. }
+        | NodeToHead::Unblocked { task, .. } => (Some(*task), None, &[]),
+        NodeToHead::Returned(attempts) => (None, None, attempts),
+        _ => (None, None, &[]),
+    };
+    one.into_iter().chain(heir).chain(returned.iter().map(|(task, _)| *task))
+}
+
 impl Head {
     /// Whether nodes of the term before are still waited for.
     pub fn is_recovering(&self) -> bool {
@@ -169,12 +182,17 @@ impl Head {
             self.restore_actor(actor);
         }
         let mut made: Vec<Arc<TaskSpec>> = Vec::new();
-        let mut running = Vec::new();
+        let (mut running, mut again) = (Vec::new(), Set::default());
         for (node, incarnation, message) in later {
             match message {
                 NodeToHead::Made(spec) => made.push(spec),
                 // Its submitter knows that it ended: it makes something again, if it is for anything.
                 NodeToHead::Running { ref spec, .. } if self.has_ended_before(spec) => {
+                    again.insert(spec.id);
+                    running.push((node, incarnation, message));
+                }
+                // What became of it meanwhile comes after it.
+                message if attempts_in(&message).any(|task| again.contains(&task)) => {
                     running.push((node, incarnation, message));
                 }
                 message => self.learn(node, incarnation, message),
@@ -183,7 +201,10 @@ impl Head {
         made.sort_by_key(|spec| spec.id);
         let found = self.restore_lineage(&made);
         for (node, incarnation, message) in running {
-            self.learn_of_made_again(node, incarnation, message);
+            match message {
+                NodeToHead::Running { .. } => self.learn_of_made_again(node, incarnation, message),
+                message => self.learn(node, incarnation, message),
+            }
         }
         // Whoever waits for one of these has it made at once, and what that needs.
         for ix in found {

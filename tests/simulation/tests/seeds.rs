@@ -41,6 +41,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "the next head was not told why a task had failed whose result a task needed and its submitter had dropped",
     ),
     (18510, "of an actor without handles the next head told its submitter a second time"),
+    (200779, "the function of a task that was made again was never freed where it ran"),
+    (201707, "the end of a task that was being made again came before the next head knew of the task"),
 ];
 
 #[test]

@@ -290,6 +290,30 @@ fn what_a_node_makes_again_for_the_head_before_it_goes_on_making() {
 }
 
 #[test]
+fn what_was_being_made_again_and_is_done_before_all_nodes_came_is_done() {
+    let mut scene = second(2);
+    comes(&mut scene, 1, Some(4));
+    says_driver(&mut scene);
+    let spec = of_one_core(&mut scene);
+    let result = spec.id.result(0);
+    scene.tell(1, NodeToHead::Hold { client: DRIVER, objects: vec![result] });
+    scene.tell(1, NodeToHead::Made(Arc::new(spec.clone())));
+    let lease = Some(Lease::default());
+    scene.tell(1, NodeToHead::Running { spec: Arc::new(spec.clone()), attempt: OLD, lease, yielded: 0 });
+    scene.tell(1, NodeToHead::Locate(result));
+    end(&mut scene, 1);
+    let running = Assigned { node: node(1), task: spec.id, attempt: OLD, lease: None };
+    scene.done(&running, stored(10));
+    // Node 2 never comes.
+    scene.incarnations.retain(|id, _| *id == node(1));
+    scene.pass(Span::secs(6));
+    let told = scene.heard(1).into_iter().any(|message| {
+        matches!(message, HeadToNode::Located { object, located: Located::Stored { .. } } if object == result)
+    });
+    assert!(told, "whoever waits for it is told where it is");
+}
+
+#[test]
 fn the_function_of_a_task_that_is_made_again_is_freed_where_it_ran() {
     let mut scene = second(2);
     comes(&mut scene, 1, Some(4));
