@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 /// The daemon meant for it, whose socket is bound with `SO_REUSEADDR` as this one is, can listen on it meanwhile; the
 /// kernel gives it to no connection and to nobody who asks for any port.
 pub struct FreePort {
-    address: SocketAddr,
+    port: u16,
     _socket: OwnedFd,
 }
 
@@ -21,16 +21,12 @@ impl FreePort {
         // Bound first: a socket that may share addresses could be given one that is shared already.
         rustix::net::bind(&socket, &any)?;
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
-        let address = rustix::net::getsockname(&socket)?.try_into()?;
-        Ok(Self { address, _socket: socket })
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        let bound: SocketAddr = rustix::net::getsockname(&socket)?.try_into()?;
+        Ok(Self { port: bound.port(), _socket: socket })
     }
 
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.port
     }
 }
 
@@ -43,10 +39,11 @@ mod tests {
 
     #[test]
     fn a_daemon_can_listen_on_it_while_it_is_held() {
-        let free = FreePort::of(IpAddr::from([127, 0, 0, 1])).unwrap();
-        let daemon = TcpListener::bind(free.address()).unwrap();
+        let host = IpAddr::from([127, 0, 0, 1]);
+        let free = FreePort::of(host).unwrap();
+        let daemon = TcpListener::bind((host, free.port())).unwrap();
         assert_eq!(daemon.local_addr().unwrap().port(), free.port());
-        assert!(TcpListener::bind(free.address()).is_err(), "a second daemon cannot");
+        assert!(TcpListener::bind((host, free.port())).is_err(), "a second daemon cannot");
     }
 
     /// As many as a third of all there are to choose from, so that one chosen twice would show.
