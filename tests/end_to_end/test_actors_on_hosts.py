@@ -1,6 +1,7 @@
 """Actors, streams and cancel over three hosts, as programs see them."""
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ class Counter:
         return self.count
     def zone(self):
         return zone()
-    def nap(self, seconds):
+    def nap(self, seconds, begun):
+        open(begun, "x").close()
         time.sleep(seconds)
 
 def until(condition, seconds=30):
@@ -147,7 +149,9 @@ until(lambda: not lives())
 
 
 @pytest.mark.parametrize("max_restarts", [0, 1])
-def test_an_actor_whose_host_is_lost_is_dead_or_made_anew_elsewhere(net: Network, max_restarts: int) -> None:
+def test_an_actor_whose_host_is_lost_is_dead_or_made_anew_elsewhere(
+    net: Network, tmp_path: Path, max_restarts: int
+) -> None:
     a, b, c = three(net)
     process = a.popen(
         [
@@ -159,7 +163,10 @@ cml.init()
 actor = Counter.options(resources={{"far": 1}}, max_restarts={max_restarts}).remote()
 cml.get(actor.add.remote(7), timeout=30)
 where = cml.get(actor.zone.remote(), timeout=30)
-running = actor.nap.remote(100)
+# A call that had not begun would be made of the new incarnation.
+begun = {str(tmp_path / "begun")!r}
+running = actor.nap.remote(100, begun)
+until(lambda: os.path.exists(begun))
 print(where, flush=True)
 sys.stdin.readline()
 try:
@@ -227,8 +234,8 @@ begun, ended = Counter.remote(), Counter.remote()
 
 @cml.remote(resources={"c": 0.1})
 def child(begun, ended):
-    cml.get(begun.add.remote())
     try:
+        cml.get(begun.add.remote())
         time.sleep(100)
     finally:
         cml.get(ended.add.remote())
