@@ -256,7 +256,7 @@ async fn take(
                 session.write(segment, offset, bytes).await?;
             }
             message => {
-                session.note_said(&message);
+                session.note_said(&message)?;
                 gathered.push(message);
             }
         }

@@ -2,6 +2,7 @@
 //! stream, so that everything else speaks to a Unix socket (rule T1).
 
 mod find;
+mod lane;
 mod session;
 
 use std::os::unix::net::UnixStream;
@@ -10,21 +11,34 @@ use std::time::{Duration, Instant};
 
 use cluster_store::with_signals_blocked;
 
+pub(crate) use lane::{Lane, LaneError};
+
 use crate::{ConnectError, Interrupt};
 
 const PIECE: Duration = Duration::from_millis(100);
 /// For how long a lost connection is tried again: `90`, `90s`, `10m`, `1h`; the gateway may allow less.
 const GRACE_VARIABLE: &str = "CLUSTER_CLIENT_GRACE";
 
-/// Finds the gateway and connects to it. Returns this process's end of the socket pair, and the gateway's address.
+/// A connection to a gateway.
+pub(crate) struct Bridge {
+    /// This process's end of the socket pair.
+    pub(crate) socket: UnixStream,
+    /// For parts of large values.
+    pub(crate) lane: Lane,
+    /// The gateway's address.
+    pub(crate) place: String,
+}
+
+/// Finds the gateway and connects to it.
 pub(crate) fn open(
     address: &str,
     token: &str,
     deadline: Instant,
     interrupt: Interrupt<'_>,
-) -> Result<(UnixStream, String), ConnectError> {
+) -> Result<Bridge, ConnectError> {
     let local = |error: std::io::Error| ConnectError::Local(error.to_string());
-    let (ours, theirs) = UnixStream::pair().map_err(local)?;
+    let (socket, theirs) = UnixStream::pair().map_err(local)?;
+    let (lane, lane_end) = lane::lane().map_err(local)?;
     theirs.set_nonblocking(true).map_err(local)?;
     let (tell, told) = mpsc::channel();
     let (address, token) = (address.to_owned(), token.to_owned());
@@ -42,7 +56,7 @@ pub(crate) fn open(
                     // The one who asked may have been interrupted; then the pair's other end is closed too.
                     let _ = tell.send(Ok(place.clone()));
                     let place = session::Place { heads: address, gateway: place, token, grace };
-                    session::carry(gateway, theirs, place).await;
+                    session::carry(gateway, theirs, lane_end, place).await;
                 }
                 Err(error) => {
                     let _ = tell.send(Err(error));
@@ -55,7 +69,7 @@ pub(crate) fn open(
         .map_err(local)?;
     loop {
         match told.recv_timeout(PIECE) {
-            Ok(answer) => return answer.map(|place| (ours, place)),
+            Ok(answer) => return answer.map(|place| Bridge { socket, lane, place }),
             Err(mpsc::RecvTimeoutError::Timeout) => interrupt().map_err(|_| ConnectError::Interrupted)?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return Err(ConnectError::Local("the thread that connects has ended".to_owned()));

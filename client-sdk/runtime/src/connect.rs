@@ -51,10 +51,13 @@ pub(crate) fn connect(
         kind: options.kind.clone(),
         shares_memory,
     };
-    let (socket, place) = match target {
-        Target::Unix(path) => (open(&path)?, path.display().to_string()),
-        Target::Socket(socket) => (socket, "the socket it was given".to_owned()),
-        Target::Remote(address) => bridge::open(&address, &hello.token, begun + options.timeout, interrupt)?,
+    let (socket, lane, place) = match target {
+        Target::Unix(path) => (open(&path)?, None, path.display().to_string()),
+        Target::Socket(socket) => (socket, None, "the socket it was given".to_owned()),
+        Target::Remote(address) => {
+            let bridge = bridge::open(&address, &hello.token, begun + options.timeout, interrupt)?;
+            (bridge.socket, Some(bridge.lane), bridge.place)
+        }
     };
     socket.set_nonblocking(true).map_err(|error| local("the socket", &error))?;
     let mut frame = BytesMut::new();
@@ -91,6 +94,7 @@ pub(crate) fn connect(
         is_driver,
         shares_memory,
         socket,
+        lane,
         place,
         pid: std::process::id(),
         generation: generation(),

@@ -1,17 +1,22 @@
 //! Large values of a process that shares no memory with its daemon: they travel in parts. One that is put is written
 //! into a segment that the daemon lends for it, one that is read is gathered here.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cluster_proto::Codec;
 use cluster_types::{ClientToNode, Failure, FailureKind, Location, Map, ObjectId, PART, SegmentId, Value};
 
+use crate::bridge::LaneError;
 use crate::shared::{Inner, Shared};
+use crate::waiting::{For, Manner, Step};
 use crate::{ClientError, Interrupt};
 
-/// No more than this waits to be sent while a value is written: what is sent meanwhile goes between its parts.
-const AHEAD_MAX: usize = 8 << 20;
+/// What a connection that has ended said last is heard within this.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Memory of the daemon's for one value. Dropped unsealed, it is given back.
 pub(crate) struct FarRange {
@@ -35,15 +40,18 @@ impl FarRange {
     /// # Errors
     /// If it takes none any more, or the wait was interrupted.
     pub(crate) fn write(&self, at: usize, bytes: &[u8], interrupt: Interrupt<'_>) -> Result<(), ClientError> {
-        let Some(Location { segment, offset, .. }) = self.place else { return Ok(()) };
+        let (Some(Location { segment, offset, .. }), Some(lane)) = (self.place, &self.shared.lane) else {
+            return Ok(());
+        };
         let mut offset = offset + at as u64;
         for part in bytes.chunks(PART) {
-            self.shared.wait_for_room(AHEAD_MAX, interrupt)?;
-            let bytes = Bytes::copy_from_slice(part);
-            let mut inner = self.shared.lock();
-            inner.usable()?;
-            inner.core.push(ClientToNode::Write { segment, offset, bytes });
-            self.shared.after_append(inner, false);
+            let sent = lane.wait_for_room(interrupt);
+            sent.and_then(|()| lane.send(Codec::encode_write(segment, offset, part))).map_err(|error| {
+                match error {
+                    LaneError::Interrupted => ClientError::Interrupted,
+                    LaneError::Closed => self.shared.why_lost(interrupt),
+                }
+            })?;
             offset += part.len() as u64;
         }
         Ok(())
@@ -67,6 +75,20 @@ impl Drop for FarRange {
 }
 
 impl Shared {
+    /// The bridge has ended: what it said last is still to be read.
+    fn why_lost(&self, interrupt: Interrupt<'_>) -> ClientError {
+        let manner = Manner::until(Some(Instant::now() + LAST_WORDS_WITHIN));
+        let wait =
+            self.wait_until(manner, interrupt, |_| Ok(Step::<Infallible>::Wait(For::Progress(u64::MAX))));
+        match wait {
+            Ok(never) => match never {},
+            Err(ClientError::TimedOut) => ClientError::ConnectionLost(format!(
+                "the connection to the daemon at {} has ended",
+                self.place
+            )),
+            Err(error) => error,
+        }
+    }
     /// Memory of the daemon's; waits until it has some.
     pub(crate) fn borrow_far(
         self: &Arc<Self>,

@@ -22,6 +22,7 @@ use rustix::event::EventfdFlags;
 use rustix::net::SendFlags;
 
 use crate::ClientError;
+use crate::bridge::Lane;
 use crate::client::{Notice, Task};
 use crate::completion::Queue;
 use crate::direct::{Channel, ChannelWriter};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) is_driver: bool,
     pub(crate) shares_memory: bool,
     pub(crate) socket: UnixStream,
+    /// For parts of large values, where it shares no memory.
+    pub(crate) lane: Option<Lane>,
     /// For error messages: the socket's path, or the gateway's address.
     pub(crate) place: String,
     pub(crate) pid: u32,

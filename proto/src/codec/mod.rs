@@ -14,8 +14,8 @@ mod tests;
 
 use bytes::{Buf, Bytes, BytesMut};
 use cluster_types::{
-    ClientHello, ClientToNode, HeadToNode, NodeHello, NodeToClient, NodeToHead, NodeToNode, TunnelHello,
-    TunnelWelcome,
+    ClientHello, ClientToNode, HeadToNode, NodeHello, NodeToClient, NodeToHead, NodeToNode, SegmentId,
+    TunnelHello, TunnelWelcome,
 };
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -110,6 +110,11 @@ batches! {
 }
 
 impl Codec {
+    /// A batch of one [`ClientToNode::Write`], encoded straight from where its bytes lie.
+    pub fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8]) -> Bytes {
+        client::encode_write(segment, offset, bytes)
+    }
+
     /// Appends a client's hello.
     pub fn encode_hello(hello: &ClientHello, out: &mut BytesMut) {
         put(&client::hello_to_wire(hello), out);

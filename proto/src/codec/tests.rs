@@ -931,3 +931,14 @@ fn a_small_value_does_not_keep_its_frame() {
     };
     assert_eq!(messages.iter().map(shares).collect::<Vec<_>>(), [false, true]);
 }
+
+proptest! {
+    #[test]
+    fn a_write_encoded_where_its_bytes_lie_is_the_same(segment in any::<u32>(), offset in any::<u64>(), len in 0usize..70_000) {
+        let (segment, bytes) = (SegmentId(segment), Bytes::from(vec![7; len]));
+        let encoded = Codec::encode_write(segment, offset, &bytes);
+        let mut out = BytesMut::new();
+        Codec::default().encode_client_batch(&[ClientToNode::Write { segment, offset, bytes }], &mut out);
+        prop_assert_eq!(encoded, out.freeze());
+    }
+}

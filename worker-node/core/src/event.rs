@@ -316,6 +316,8 @@ pub enum Effect {
         len: u64,
         /// In a file of the spill directory instead of memory (rule P4).
         file_backed: bool,
+        /// The daemon itself writes there, for a client without shared memory, and allocates as it goes.
+        for_daemon: bool,
     },
     /// Unmap and close a segment: its memory goes back to the system.
     DropSegment {

@@ -57,7 +57,8 @@ impl Node {
             segment,
             Segment { len, lessee: Some(client), file_backed, made: false, asked, objects: BTreeMap::new() },
         );
-        effects.push(Effect::CreateSegment { segment, len, file_backed });
+        let for_daemon = self.clients.get(&client).is_some_and(|known| !known.shares_memory);
+        effects.push(Effect::CreateSegment { segment, len, file_backed, for_daemon });
     }
 
     pub(crate) fn segment_created(

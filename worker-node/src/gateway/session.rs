@@ -13,13 +13,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use cluster_proto::stream::{Piece, StreamEnd};
 use cluster_proto::{Codec, WireError, v1};
+use cluster_store::segment::fill;
 use cluster_types::client_node::PutValue;
-use cluster_types::{ClientToNode, Map, NodeToClient, ObjectId, SegmentId};
+use cluster_types::{ClientToNode, Location, Map, NodeToClient, ObjectId, SegmentId};
 use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
 use super::feeding::Feed;
 use crate::head_link::unframe;
+use crate::store_host::explain;
 
 /// Where frames to the client go: the stream that it has now. Bounded in bytes by what the client's outbox may hold.
 pub(super) type Frames = mpsc::UnboundedSender<Result<v1::NodeFrame, Status>>;
@@ -37,11 +39,20 @@ pub(crate) struct Session {
     next: RefCell<Option<FromClient>>,
     over: Cell<bool>,
     news: Notify,
-    /// Segments that it may have written to, with their lengths.
-    leases: RefCell<Map<SegmentId, (u64, Arc<OwnedFd>)>>,
+    /// Segments that it may have written to.
+    leases: RefCell<Map<SegmentId, Lease>>,
     pub(super) feed: RefCell<Feed>,
     /// There is more to be fed, or room for it.
     pub(super) hungry: Notify,
+}
+
+/// A segment that a client has written to.
+#[derive(Clone)]
+struct Lease {
+    writer: Arc<OwnedFd>,
+    len: u64,
+    /// Up to here it was written, and has its memory.
+    written: u64,
 }
 
 /// What a session's task learns of beside frames.
@@ -139,21 +150,34 @@ impl Session {
 
     /// The client may have this segment written to.
     pub(crate) fn lease(&self, segment: SegmentId, len: u64, writer: Arc<OwnedFd>) {
-        self.leases.borrow_mut().insert(segment, (len, writer));
+        self.leases.borrow_mut().insert(segment, Lease { writer, len, written: 0 });
     }
 
     /// The client says something that ends a lease.
-    pub(super) fn note_said(&self, message: &ClientToNode) {
+    ///
+    /// # Errors
+    /// If it is a value that was not written, for the client.
+    pub(super) fn note_said(&self, message: &ClientToNode) -> Result<(), String> {
         let mut leases = self.leases.borrow_mut();
         match message {
-            ClientToNode::Put { value: PutValue::Stored(location), .. } => {
-                leases.remove(&location.segment);
+            ClientToNode::Put {
+                object, value: PutValue::Stored(Location { segment, offset, len }), ..
+            } => {
+                let written = leases.remove(segment).map_or(0, |lease| lease.written);
+                let end = offset.saturating_add(*len);
+                if end > written {
+                    let segment = segment.0;
+                    return Err(format!(
+                        "object {object} ends at {end} of segment {segment}, which was written up to {written}"
+                    ));
+                }
             }
             ClientToNode::ReturnMemory(segments) => {
                 segments.iter().for_each(|segment| drop(leases.remove(segment)));
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Writes what the client says into a segment of its own.
@@ -161,17 +185,26 @@ impl Session {
     /// # Errors
     /// Why not, for the client.
     pub(super) async fn write(&self, segment: SegmentId, offset: u64, bytes: Bytes) -> Result<(), String> {
-        let lease = self.leases.borrow().get(&segment).cloned();
-        let end = offset.checked_add(bytes.len() as u64);
-        let Some((_, writer)) = lease.filter(|(len, _)| end.is_some_and(|end| end <= *len)) else {
+        let end = offset.saturating_add(bytes.len() as u64);
+        let lease = self.leases.borrow().get(&segment).filter(|lease| end <= lease.len).cloned();
+        let Some(Lease { writer, written, .. }) = lease else {
             let (len, segment) = (bytes.len(), segment.0);
             return Err(format!(
                 "{len} bytes at {offset} of segment {segment} are not this program's to write"
             ));
         };
-        let write = move || write_at(&writer, &bytes, offset);
-        let written = tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string())?;
-        written.map_err(|error| format!("a value of this program could not be written: {error}"))
+        let write = move || -> Result<(), String> {
+            if end > written {
+                fill(&writer, written, end - written).map_err(|error| explain(&error))?;
+            }
+            write_at(&writer, &bytes, offset).map_err(|error| error.to_string())
+        };
+        let done = tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string())?;
+        done.map_err(|error| format!("a value of this program could not be written: {error}"))?;
+        if let Some(lease) = self.leases.borrow_mut().get_mut(&segment) {
+            lease.written = written.max(end);
+        }
+        Ok(())
     }
 
     /// Something that came is not acknowledged yet.
@@ -226,4 +259,46 @@ fn write_at(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> rustix::io::Re
         offset += written as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_store::segment::{ReadBuf, ReadMapping, Segment};
+    use cluster_types::ClientId;
+
+    #[test]
+    fn only_what_was_written_into_an_own_segment_can_be_put() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let session = Session::new(None, Duration::ZERO, mpsc::unbounded_channel().0);
+            let segment = Segment::create_unfilled(1 << 20).unwrap();
+            let writer = || Arc::new(segment.writer_fd().try_clone_to_owned().unwrap());
+            let put = |segment, len| {
+                let location = Location { segment: SegmentId(segment), offset: 0, len };
+                let object = ObjectId::put(ClientId(1), 1);
+                let contains = Default::default();
+                session.note_said(&ClientToNode::Put { object, value: PutValue::Stored(location), contains })
+            };
+            for n in [1, 2] {
+                session.lease(SegmentId(n), 1 << 20, writer());
+                session.write(SegmentId(n), 0, vec![1; 5000].into()).await.unwrap();
+                session.write(SegmentId(n), 5056, vec![2; 4944].into()).await.unwrap();
+            }
+            let strange = session.write(SegmentId(3), 0, vec![3; 10].into()).await.unwrap_err();
+            assert!(strange.contains("not this program's to write"), "{strange}");
+            let beyond = session.write(SegmentId(1), (1 << 20) - 5, vec![3; 10].into()).await.unwrap_err();
+            assert!(beyond.contains("not this program's to write"), "{beyond}");
+            let overflow = session.write(SegmentId(1), u64::MAX, vec![3; 10].into()).await.unwrap_err();
+            assert!(overflow.contains("not this program's to write"), "{overflow}");
+            let unwritten = put(2, 10_001).unwrap_err();
+            assert!(unwritten.contains("was written up to 10000"), "{unwritten}");
+            put(1, 10_000).unwrap();
+            assert!(put(1, 10_000).is_err(), "with the put its lease ended");
+            let seen = Arc::new(ReadMapping::map(segment.reader_fd()).unwrap());
+            let is_all =
+                |at, value| ReadBuf::new(seen.clone(), at, 4944).unwrap().iter().all(|byte| *byte == value);
+            assert!(is_all(0, 1) && is_all(5056, 2));
+        });
+    }
 }

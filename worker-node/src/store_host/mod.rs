@@ -29,7 +29,7 @@ use durable::Durable;
 pub use durable::check_durable_url;
 pub(crate) use durable::open_storage;
 use own::OwnMemory;
-use segments::Segments;
+use segments::{Place, Segments};
 pub(crate) use serving::Range;
 use serving::{DataPort, Deferred, Serving};
 
@@ -140,7 +140,12 @@ impl StoreHost {
     /// Carries out an effect that concerns the store.
     pub(crate) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::CreateSegment { segment, len, file_backed } => self.create(segment, len, file_backed),
+            Effect::CreateSegment { segment, len, file_backed: true, .. } => {
+                self.create(segment, len, Place::File(self.spill.dir.clone()));
+            }
+            Effect::CreateSegment { segment, len, for_daemon, .. } => {
+                self.create(segment, len, if for_daemon { Place::Unfilled } else { Place::Memory });
+            }
             Effect::DropSegment { segment } => self.in_background({
                 let segments = self.segments.clone();
                 // Unmapping and freeing takes a while for large ones.
@@ -169,12 +174,12 @@ impl StoreHost {
         tokio::task::spawn_blocking(move || work(&notices));
     }
 
-    fn create(&self, segment: SegmentId, len: u64, file_backed: bool) {
-        let (segments, dir) = (self.segments.clone(), self.spill.dir.clone());
+    fn create(&self, segment: SegmentId, len: u64, place: Place) {
+        let segments = self.segments.clone();
         self.in_background(move |notices| {
-            let dir = file_backed.then_some(dir.as_path());
-            let failure = segments.create(segment, len, dir).err().map(|reason| Failure {
-                kind: if file_backed { FailureKind::OutOfDisk } else { FailureKind::ObjectTooLarge },
+            let in_file = matches!(place, Place::File(_));
+            let failure = segments.create(segment, len, &place).err().map(|reason| Failure {
+                kind: if in_file { FailureKind::OutOfDisk } else { FailureKind::ObjectTooLarge },
                 message: reason.into(),
                 payload: Bytes::new(),
                 task: None,
@@ -514,7 +519,7 @@ fn answer(notices: &mpsc::UnboundedSender<StoreNotice>, event: Event) {
 }
 
 /// An error with all its causes.
-fn explain(error: &dyn std::error::Error) -> String {
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

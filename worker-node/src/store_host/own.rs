@@ -7,7 +7,7 @@ use cluster_store::alloc::Allocator;
 use cluster_store::segment::{Arena, WriteBuf, WriteMapping};
 use cluster_types::{Location, SegmentId};
 
-use super::segments::Segments;
+use super::segments::{Place, Segments};
 
 /// The core names its segments from 1 up; ours have the upper half.
 const FIRST: u32 = 1 << 31;
@@ -40,7 +40,8 @@ impl OwnMemory {
             return Ok(buffer);
         }
         let id = SegmentId(self.next.fetch_add(1, Ordering::Relaxed));
-        let segment = self.segments.create(id, Allocator::segment_len(len).max(SEGMENT_MIN), None)?;
+        let segment =
+            self.segments.create(id, Allocator::segment_len(len).max(SEGMENT_MIN), &Place::Memory)?;
         let mapped = WriteMapping::map(segment.segment().writer_fd()).map_err(|error| error.to_string());
         let added =
             mapped.and_then(|mapping| self.arena.add_segment(id, mapping).map_err(|error| error.to_string()));

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cluster_store::segment::{ReadMapping, Segment, available_memory};
@@ -15,6 +15,15 @@ const MARGIN: u64 = 64 << 20;
 #[derive(Clone, Default)]
 pub(super) struct Segments {
     shared: Arc<Mutex<Map<SegmentId, Arc<Held>>>>,
+}
+
+/// Where a segment is made.
+pub(super) enum Place {
+    Memory,
+    /// In memory, none of which is allocated: who writes there does that first.
+    Unfilled,
+    /// In this directory.
+    File(PathBuf),
 }
 
 /// A segment, with what is made of it when first asked for.
@@ -30,16 +39,18 @@ impl Segments {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes one, in memory or in a directory. Takes a while.
-    pub(super) fn create(&self, id: SegmentId, len: u64, dir: Option<&Path>) -> Result<Arc<Held>, String> {
-        let made = match dir {
-            Some(dir) => std::fs::create_dir_all(dir)
-                .map_err(|error| format!("cannot make {}: {error}", dir.display()))
-                .and_then(|()| Segment::create_in_file(dir, len).map_err(|error| super::explain(&error))),
-            None => {
-                check_memory(len).and_then(|()| Segment::create(len).map_err(|error| super::explain(&error)))
+    /// Makes one. Takes a while.
+    pub(super) fn create(&self, id: SegmentId, len: u64, place: &Place) -> Result<Arc<Held>, String> {
+        let made = match place {
+            Place::File(dir) => {
+                std::fs::create_dir_all(dir)
+                    .map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
+                Segment::create_in_file(dir, len)
             }
-        }?;
+            Place::Memory => check_memory(len).map(|()| Segment::create(len))?,
+            Place::Unfilled => check_memory(len).map(|()| Segment::create_unfilled(len))?,
+        };
+        let made = made.map_err(|error| super::explain(&error))?;
         let held = Arc::new(Held { segment: made, reader: OnceLock::new(), mapping: OnceLock::new() });
         self.lock().insert(id, held.clone());
         Ok(held)

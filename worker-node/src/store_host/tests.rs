@@ -64,12 +64,17 @@ fn some_bytes(len: usize, seed: u8) -> Bytes {
 async fn segments_are_made_described_and_dropped() {
     let mut it = fixture("segments");
     let segment = SegmentId(1);
-    it.host.perform(Effect::CreateSegment { segment, len: 1 << 20, file_backed: false });
+    it.host.perform(Effect::CreateSegment { segment, len: 1 << 20, file_backed: false, for_daemon: false });
     assert!(matches!(it.event().await, Event::SegmentCreated { failure: None, .. }));
     let (len, _) = it.host.descriptor(segment, true).unwrap();
     assert_eq!(len, 1 << 20);
     it.host.perform(Effect::DropSegment { segment });
-    it.host.perform(Effect::CreateSegment { segment: SegmentId(2), len: 1 << 60, file_backed: false });
+    it.host.perform(Effect::CreateSegment {
+        segment: SegmentId(2),
+        len: 1 << 60,
+        file_backed: false,
+        for_daemon: false,
+    });
     let Event::SegmentCreated { failure: Some(failure), .. } = it.event().await else { panic!() };
     assert!(failure.message.contains("available"), "{}", failure.message);
 }

@@ -337,6 +337,7 @@ fn descriptors_come_in_the_order_of_their_segments() {
             segment: SegmentId(n),
             len: u64::from(n) * 4096,
             file_backed: false,
+            for_daemon: false,
         })),
         Event::SegmentCreated { .. } => {
             made += 1;

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::find::{self, Gateway};
+use super::lane::LaneEnd;
 
 /// Beyond this many bytes that the gateway has not acknowledged the socket is not read, and the client gathers.
 const WINDOW: usize = 16 << 20;
@@ -74,7 +75,7 @@ enum Ended {
 }
 
 /// Passes frames on, both ways, until either side ends, or both are apart for too long.
-pub(super) async fn carry(gateway: Gateway, socket: UnixStream, place: Place) {
+pub(super) async fn carry(gateway: Gateway, socket: UnixStream, mut lane: LaneEnd, place: Place) {
     let Ok(socket) = tokio::net::UnixStream::from_std(socket) else { return };
     let (mut from_client, mut to_client) = socket.into_split();
     let mut reader = FrameReader::default();
@@ -99,7 +100,7 @@ pub(super) async fn carry(gateway: Gateway, socket: UnixStream, place: Place) {
         }
     };
     let mut pieces = PieceReader::after(reader, MAX_GRPC_PAYLOAD);
-    let up = session.pass_up(&mut from_client, &mut pieces);
+    let up = session.pass_up(&mut from_client, &mut pieces, &mut lane);
     let mut down = std::pin::pin!(session.pass_down(stream, &mut to_client));
     tokio::select! {
         () = up => {
@@ -173,12 +174,20 @@ impl Session {
     }
 
     /// Until the client closes. Frames are passed on as they come: a large value travels on while it is still written.
-    async fn pass_up(&self, from_client: &mut OwnedReadHalf, pieces: &mut PieceReader) {
-        while let Some((payload, more)) = next_piece(from_client, pieces).await {
-            while self.end.borrow().unacknowledged_bytes() > WINDOW {
-                self.room.notified().await;
+    async fn pass_up(&self, from_client: &mut OwnedReadHalf, pieces: &mut PieceReader, lane: &mut LaneEnd) {
+        loop {
+            let between_frames = !pieces.is_within_frame();
+            tokio::select! {
+                part = lane.next(), if between_frames => self.send_in_time(part, false).await,
+                piece = next_piece(from_client, pieces) => {
+                    let Some((payload, more)) = piece else { break };
+                    // What was in the lane before the frame was written comes before it.
+                    while let Some(part) = between_frames.then(|| lane.take()).flatten() {
+                        self.send_in_time(part, false).await;
+                    }
+                    self.send_in_time(payload, more).await;
+                }
             }
-            self.send(payload, more);
         }
         if pieces.is_within_frame() {
             return;
@@ -187,6 +196,14 @@ impl Session {
         let mut farewell = BytesMut::new();
         Codec::default().encode_client_batch(&[ClientToNode::Goodbye], &mut farewell);
         self.send(farewell.freeze(), false);
+    }
+
+    /// Waits until the gateway has acknowledged enough.
+    async fn send_in_time(&self, payload: Bytes, more: bool) {
+        while self.end.borrow().unacknowledged_bytes() > WINDOW {
+            self.room.notified().await;
+        }
+        self.send(payload, more);
     }
 
     fn send(&self, payload: Bytes, more: bool) {

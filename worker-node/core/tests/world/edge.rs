@@ -44,7 +44,7 @@ impl World {
                     self.answers.push_back(Event::Revoked { executor, tag, won });
                 }
             }
-            Effect::CreateSegment { segment, len, file_backed } => {
+            Effect::CreateSegment { segment, len, file_backed, .. } => {
                 let fails = self.trouble && self.random.chance(10);
                 let failure = fails.then(|| failure(FailureKind::OutOfDisk, "no memory"));
                 if !fails {

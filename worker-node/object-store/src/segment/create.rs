@@ -52,13 +52,29 @@ impl Segment {
     /// [`SegmentError::NoRoom`] if [`available_memory`] is less, or the system refuses. What the executors will need
     /// is the caller's to set aside.
     pub fn create(len: u64) -> Result<Segment, SegmentError> {
+        Segment::create_with(len, |fd| allocate(fd, len, || "memory".to_owned()))
+    }
+
+    /// The same, at once and without the memory: who writes there allocates it piece by piece, with [`fill`]. A reader
+    /// may be shown only what was filled, or it could get SIGBUS.
+    ///
+    /// # Errors
+    /// As [`Segment::create`].
+    pub fn create_unfilled(len: u64) -> Result<Segment, SegmentError> {
+        Segment::create_with(len, |fd| rustix::fs::ftruncate(fd, len).map_err(failed("size")))
+    }
+
+    fn create_with(
+        len: u64,
+        size: impl FnOnce(&OwnedFd) -> Result<(), SegmentError>,
+    ) -> Result<Segment, SegmentError> {
         // A memfd has no size limit of its own: the kernel would go on allocating until it kills somebody.
         if len > available_memory() {
             return Err(no_room(Errno::NOMEM, len, "memory".to_owned()));
         }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("cluster-segment", flags).map_err(failed("create"))?;
-        allocate(&fd, len, || "memory".to_owned())?;
+        size(&fd)?;
         // Against shrinking: readers would get SIGBUS. Against growing: the size is what the daemon counts.
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(failed("seal"))?;
@@ -136,6 +152,15 @@ impl Segment {
         retry(|| rustix::fs::fallocate(&self.writable, FallocateFlags::KEEP_SIZE, offset, len))
             .map_err(|errno| no_room(errno, len, "the segment".to_owned()))
     }
+}
+
+/// Allocates a range of a segment that was made unfilled, by the descriptor for its writer.
+///
+/// # Errors
+/// [`SegmentError::NoRoom`].
+pub fn fill(writer: impl AsFd, offset: u64, len: u64) -> Result<(), SegmentError> {
+    retry(|| rustix::fs::fallocate(&writer, FallocateFlags::KEEP_SIZE, offset, len))
+        .map_err(|errno| no_room(errno, len, "memory".to_owned()))
 }
 
 fn allocate(fd: &OwnedFd, len: u64, place: impl Fn() -> String) -> Result<(), SegmentError> {
@@ -224,6 +249,16 @@ mod tests {
         assert_eq!(pages_held(&segment), 14);
         segment.refill(0, 16 * 4096).unwrap();
         assert_eq!(pages_held(&segment), 16);
+    }
+
+    #[test]
+    fn an_unfilled_one_takes_memory_as_it_is_filled() {
+        let segment = Segment::create_unfilled(16 * 4096).unwrap();
+        assert_eq!((pages_held(&segment), segment.len()), (0, 16 * 4096));
+        fill(segment.writer_fd(), 0, 5 * 4096 + 1).unwrap();
+        assert_eq!(pages_held(&segment), 6);
+        assert_eq!(rustix::fs::ftruncate(segment.writer_fd(), 0), Err(Errno::PERM));
+        assert!(matches!(Segment::create_unfilled(1 << 62), Err(SegmentError::NoRoom { .. })));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod mapping;
 mod memory;
 
 pub use arena::{Arena, WriteBuf};
-pub use create::{Segment, SegmentError};
+pub use create::{Segment, SegmentError, fill};
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub(crate) use mapping::Mapped;
 pub use mapping::{ReadBuf, ReadMapping, WriteMapping};
