@@ -46,12 +46,12 @@ impl FarRange {
         let mut offset = offset + at as u64;
         for part in bytes.chunks(PART) {
             let sent = lane.wait_for_room(interrupt);
-            sent.and_then(|()| lane.send(Codec::encode_write(segment, offset, part))).map_err(|error| {
-                match error {
+            sent.and_then(|()| lane.send(|out| Codec::encode_write(segment, offset, part, out))).map_err(
+                |error| match error {
                     LaneError::Interrupted => ClientError::Interrupted,
                     LaneError::Closed => self.shared.why_lost(interrupt),
-                }
-            })?;
+                },
+            )?;
             offset += part.len() as u64;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cluster_types::client_node::{
     ClientHello, ClientToNode, Completion, ExecutorFailure, ExecutorResult, NodeToClient, PutValue, RunTask,
     Welcome, YieldedItem,
@@ -47,7 +47,7 @@ pub(super) fn hello_from_wire(wire: v1::ClientHello) -> Result<ClientHello, Wire
 }
 
 /// The same bytes as [`to_node`] and prost make of it, with one copy less.
-pub(super) fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8]) -> Bytes {
+pub(super) fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
     const MESSAGES: u32 = 1;
     const WRITE: u32 = 42;
     const BYTES: u32 = 3;
@@ -56,18 +56,17 @@ pub(super) fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8]) -> Byt
     let bytes_len = if bytes.is_empty() { 0 } else { key_len(BYTES) + of_len(bytes.len()) };
     let write_len = place.encoded_len() + bytes_len;
     let message_len = key_len(WRITE) + of_len(write_len);
-    let mut out = BytesMut::with_capacity(key_len(MESSAGES) + of_len(message_len));
+    out.reserve(key_len(MESSAGES) + of_len(message_len));
     for (key, len) in [(MESSAGES, message_len), (WRITE, write_len)] {
-        encode_key(key, WireType::LengthDelimited, &mut out);
-        encode_varint(len as u64, &mut out);
+        encode_key(key, WireType::LengthDelimited, out);
+        encode_varint(len as u64, out);
     }
-    place.encode_raw(&mut out);
+    place.encode_raw(out);
     if !bytes.is_empty() {
-        encode_key(BYTES, WireType::LengthDelimited, &mut out);
-        encode_varint(bytes.len() as u64, &mut out);
+        encode_key(BYTES, WireType::LengthDelimited, out);
+        encode_varint(bytes.len() as u64, out);
         out.extend_from_slice(bytes);
     }
-    out.freeze()
 }
 
 pub(super) fn to_node(message: &ClientToNode, templates: &mut TemplateWriter) -> v1::ClientToNode {

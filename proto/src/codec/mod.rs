@@ -110,9 +110,9 @@ batches! {
 }
 
 impl Codec {
-    /// A batch of one [`ClientToNode::Write`], encoded straight from where its bytes lie.
-    pub fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8]) -> Bytes {
-        client::encode_write(segment, offset, bytes)
+    /// Appends a batch of one [`ClientToNode::Write`], encoded straight from where its bytes lie.
+    pub fn encode_write(segment: SegmentId, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        client::encode_write(segment, offset, bytes, out);
     }
 
     /// Appends a client's hello.

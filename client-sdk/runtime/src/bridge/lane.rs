@@ -6,12 +6,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::PIECE;
 use crate::Interrupt;
@@ -20,6 +22,9 @@ use crate::waiting::poll;
 
 /// No more bytes than this wait in the lane; what is sent meanwhile goes between them.
 const AHEAD_MAX: usize = 4 << 20;
+
+/// Buffers are kept for so long after the last part.
+const KEEP_BUFFERS: Duration = Duration::from_secs(1);
 
 /// The client's end.
 pub(crate) struct Lane {
@@ -40,6 +45,30 @@ struct Ahead {
     closed: AtomicBool,
     /// Tells that something was taken out.
     taken: OwnedFd,
+    /// Buffers of parts that were acknowledged: memory fresh from the system would cost more than filling it.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A part in its buffer, which is used again when the part is acknowledged.
+struct Part {
+    bytes: Vec<u8>,
+    ahead: Arc<Ahead>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        if !self.ahead.closed.load(Ordering::Acquire) {
+            self.ahead.buffers.lock().push(bytes);
+        }
+    }
 }
 
 /// Why nothing can be sent.
@@ -50,7 +79,12 @@ pub(crate) enum LaneError {
 }
 
 pub(super) fn lane() -> std::io::Result<(Lane, LaneEnd)> {
-    let ahead = Ahead { bytes: AtomicUsize::new(0), closed: AtomicBool::new(false), taken: eventfd()? };
+    let ahead = Ahead {
+        bytes: AtomicUsize::new(0),
+        closed: AtomicBool::new(false),
+        taken: eventfd()?,
+        buffers: Mutex::default(),
+    };
     let ahead = Arc::new(ahead);
     let (sender, receiver) = mpsc::unbounded_channel();
     Ok((Lane { parts: sender, ahead: ahead.clone() }, LaneEnd { parts: receiver, ahead }))
@@ -76,9 +110,12 @@ impl Lane {
         }
     }
 
-    /// Appends a frame's payload.
-    pub(crate) fn send(&self, part: Bytes) -> Result<(), LaneError> {
-        self.ahead.bytes.fetch_add(part.len(), Ordering::AcqRel);
+    /// Appends a frame, whose payload `fill` appends to an empty buffer.
+    pub(crate) fn send(&self, fill: impl FnOnce(&mut Vec<u8>)) -> Result<(), LaneError> {
+        let mut bytes = self.ahead.buffers.lock().pop().unwrap_or_default();
+        fill(&mut bytes);
+        self.ahead.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
+        let part = Bytes::from_owner(Part { bytes, ahead: self.ahead.clone() });
         self.parts.send(part).map_err(|_| LaneError::Closed)
     }
 }
@@ -86,6 +123,13 @@ impl Lane {
 impl LaneEnd {
     /// The next part; waits for it. Never ends: it is the socket that tells that the client is gone.
     pub(super) async fn next(&mut self) -> Bytes {
+        while self.has_buffers() {
+            match timeout(KEEP_BUFFERS, self.parts.recv()).await {
+                Ok(Some(part)) => return self.took(part),
+                Ok(None) => break,
+                Err(_) => self.drop_buffers(),
+            }
+        }
         match self.parts.recv().await {
             Some(part) => self.took(part),
             None => std::future::pending().await,
@@ -95,6 +139,16 @@ impl LaneEnd {
     /// The next part, if there is one now.
     pub(super) fn take(&mut self) -> Option<Bytes> {
         self.parts.try_recv().ok().map(|part| self.took(part))
+    }
+
+    /// Here or with parts on their way, which refer to the same, as both ends of the lane do.
+    fn has_buffers(&self) -> bool {
+        Arc::strong_count(&self.ahead) > 2 || !self.ahead.buffers.lock().is_empty()
+    }
+
+    /// Gives the memory of buffers back.
+    fn drop_buffers(&self) {
+        self.ahead.buffers.lock().clear();
     }
 
     fn took(&self, part: Bytes) -> Bytes {
@@ -108,6 +162,7 @@ impl Drop for LaneEnd {
     fn drop(&mut self) {
         self.ahead.closed.store(true, Ordering::Release);
         signal(&self.ahead.taken);
+        self.drop_buffers();
     }
 }
 
@@ -116,12 +171,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn buffers_are_used_again_and_given_back() {
+        let (lane, mut end) = lane().unwrap();
+        assert!(lane.send(|part| part.resize(1 << 20, 1)).is_ok());
+        let part = end.take().unwrap();
+        let address = part.as_ptr();
+        drop(part);
+        assert!(lane.send(|part| part.resize(1 << 20, 2)).is_ok());
+        let part = end.take().unwrap();
+        assert!(part.as_ptr() == address && part.iter().all(|byte| *byte == 2));
+        drop(part);
+        end.drop_buffers();
+        assert!(lane.ahead.buffers.lock().is_empty());
+        assert!(lane.send(|part| part.push(3)).is_ok());
+        let part = end.take().unwrap();
+        drop(end);
+        drop(part);
+        assert!(lane.ahead.buffers.lock().is_empty(), "nobody would use them again");
+    }
+
+    #[test]
     fn who_writes_waits_until_something_is_taken_or_nobody_is_there() {
         let (lane, mut end) = lane().unwrap();
         let never = &mut || Ok(());
         while lane.ahead.bytes.load(Ordering::Relaxed) < AHEAD_MAX {
             assert!(lane.wait_for_room(never).is_ok());
-            assert!(lane.send(vec![0; 1 << 20].into()).is_ok());
+            assert!(lane.send(|part| part.resize(1 << 20, 0)).is_ok());
         }
         assert!(matches!(lane.wait_for_room(&mut || Err(crate::Interrupted)), Err(LaneError::Interrupted)));
         std::thread::scope(|scope| {
@@ -129,7 +204,7 @@ mod tests {
             assert!(end.take().is_some());
             assert!(writer.join().unwrap().is_ok());
         });
-        assert!(lane.send(vec![0; 1 << 20].into()).is_ok());
+        assert!(lane.send(|part| part.resize(1 << 20, 0)).is_ok());
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| lane.wait_for_room(&mut || Ok(())));
             drop(end);
