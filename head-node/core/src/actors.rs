@@ -260,15 +260,23 @@ impl Head {
     ) {
         let nodes = &self.nodes;
         let found = self.objects.find(handle).and_then(|at| Some((at, self.objects.get_mut(at)?)));
-        if let Some((at, object)) = found
-            && let ObjectValue::Available { inline, home, .. } = &mut object.value
-            && home.is_none_or(|home| home == node || !nodes.is_alive(home))
-        {
-            if inline.is_some() {
-                *home = Some(node);
-                return;
-            }
-            if !object.copies().any(|copy| nodes.is_alive(copy)) {
+        if let Some((at, object)) = found {
+            let has_copy = object.copies().any(|copy| nodes.is_alive(copy));
+            let is_missed = match &mut object.value {
+                ObjectValue::Available { inline, home, .. }
+                    if home.is_none_or(|home| home == node || !nodes.is_alive(home)) =>
+                {
+                    if inline.is_some() {
+                        *home = Some(node);
+                        return;
+                    }
+                    !has_copy
+                }
+                // Somebody asked for it while it was lost.
+                ObjectValue::Pending(_) => true,
+                _ => false,
+            };
+            if is_missed {
                 // It need not be as large as the first, nor lie where that lay.
                 if let Some(result) = results.into_iter().next() {
                     self.make_pending_again(at, ix);

@@ -8,8 +8,8 @@ use cluster_types::client_node::FinishedOutcome;
 use cluster_types::node_head::Retry;
 use cluster_types::query::{ActorView, Query, QueryReply};
 use cluster_types::{
-    ActorTraits, FailureKind, HeadToNode, NodeToHead, ObjectId, Resources, TaskId, TaskKind, TaskSpec,
-    TaskTemplate,
+    ActorTraits, FailureKind, HeadToNode, Located, NodeToHead, ObjectId, Resources, TaskId, TaskKind,
+    TaskSpec, TaskTemplate,
 };
 
 use super::scene::*;
@@ -220,12 +220,38 @@ fn the_handle_that_a_lost_node_had_is_the_next_makings() {
     scene.tell(1, NodeToHead::Locate(actor.result(0)));
     let told = scene.heard(1);
     assert!(
-        told.iter().any(|told| matches!(
-            told,
-            HeadToNode::Located { located: cluster_types::Located::Inline(_), .. }
-        )),
+        told.iter().any(|told| matches!(told, HeadToNode::Located { located: Located::Inline(_), .. })),
         "{told:?}"
     );
+}
+
+#[test]
+fn who_asks_for_a_lost_handle_is_answered_when_the_actor_is_made_again_or_is_no_more() {
+    for made_again in [true, false] {
+        let mut scene = Scene::cluster(&[0, 1, 1]);
+        let actor = make(&mut scene, Resources::cpus(1), restarting(1));
+        let first = scene.assigned_one();
+        scene.done(&first, stored(1 << 20));
+        scene.disconnect(first.node.0);
+        let again = scene.assigned_one();
+        scene.tell(1, NodeToHead::Locate(actor.result(0)));
+        scene.said.clear();
+        if made_again {
+            scene.done(&again, inline(b"handle"));
+        } else {
+            dies(&mut scene, &again, Retry::No);
+        }
+        let told = scene.heard(1);
+        let answer = told.iter().find_map(|told| match told {
+            HeadToNode::Located { located, .. } => Some(located),
+            _ => None,
+        });
+        match answer {
+            Some(Located::Inline(_)) => assert!(made_again),
+            Some(Located::Failed(failure)) => assert!(!made_again, "{failure:?}"),
+            _ => panic!("{told:?}"),
+        }
+    }
 }
 
 #[test]
