@@ -108,12 +108,16 @@ impl World {
     pub(super) fn notice_late(&mut self, node: NodeId) {
         let late = Span(self.random.between(10_000, 500_000));
         let to_node = |arrival: &Arrival| matches!(arrival, Arrival::AtNode { node: to, .. } if *to == node);
-        let said: Vec<(Time, u64)> =
+        // What waits for the end of a pause came before what has yet to arrive within it.
+        let pause = self.paused.get(&node).copied().unwrap_or_default();
+        let in_order = |(at, number): (Time, u64)| (at.max(pause), at < pause, at, number);
+        let mut said: Vec<(Time, u64)> =
             self.queue.iter().filter(|(_, arrival)| to_node(arrival)).map(|(at, _)| *at).collect();
+        said.sort_by_key(|at| in_order(*at));
         let mut last = self.now + late;
         for at in said {
             let Some(arrival) = self.queue.remove(&at) else { continue };
-            last = at.0 + late;
+            last = at.0.max(pause) + late;
             self.at(last, arrival);
         }
         self.at(last + Span(1), Arrival::HeadLost(node));
