@@ -41,10 +41,12 @@ impl Head {
     /// R2), what was asked about its things is answered (rule R3), and work nobody can reach any more ends.
     pub(crate) fn client_gone(&mut self, client: ClientId, why: &str) {
         let Some(gone) = self.clients.remove(&client) else { return };
+        let may_go_on = self.jobs.contains_key(&gone.job) || self.recovery.is_some();
         if let Some(node) = self.nodes.get_mut(gone.node) {
             node.clients.remove(&client);
-            if gone.is_driver {
-                // It heard of the job from the driver, and is to hear of its end also when nothing of it ran there.
+            if may_go_on && gone.job != JobId::default() {
+                // It heard of the job from the driver, or from a head of before, and is to hear of its end also when
+                // nothing of it is there any more.
                 node.jobs.insert(gone.job);
             }
         }

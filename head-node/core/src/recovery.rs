@@ -304,7 +304,7 @@ impl Head {
         }
     }
 
-    /// Executors of jobs whose drivers are gone.
+    /// Jobs whose drivers are gone: their executors end.
     fn end_unknown_jobs(&mut self) {
         let mut ended: Vec<(NodeIx, JobId)> = self
             .clients
@@ -312,9 +312,17 @@ impl Head {
             .filter(|client| client.job != JobId::default() && !self.jobs.contains_key(&client.job))
             .map(|client| (client.node, client.job))
             .collect();
+        // Some have ended since their nodes told of them; the nodes still know their jobs.
+        for node in self.nodes.alive() {
+            let jobs = self.nodes.get(*node).into_iter().flat_map(|state| &state.jobs);
+            ended.extend(jobs.filter(|job| !self.jobs.contains_key(job)).map(|job| (*node, *job)));
+        }
         ended.sort_unstable();
         ended.dedup();
         for (node, job) in ended {
+            if let Some(state) = self.nodes.get_mut(node) {
+                state.jobs.remove(&job);
+            }
             self.send(node, HeadToNode::JobEnded(job));
         }
     }

@@ -116,6 +116,21 @@ fn nothing_starts_before_every_node_has_reported() {
 }
 
 #[test]
+fn a_job_whose_driver_is_gone_ends_on_nodes_whose_executors_of_it_are_gone_too() {
+    let mut scene = second(2);
+    comes(&mut scene, 1, Some(4));
+    let client = cluster_types::ClientId(0x30e);
+    let kind = ClientKind::Executor { executor: 1 };
+    scene.tell(1, NodeToHead::ClientAttached { client, kind, job: JOB, pid: 1 });
+    end(&mut scene, 1);
+    scene.tell(1, NodeToHead::ClientGone { client });
+    comes(&mut scene, 2, Some(4));
+    scene.said.clear();
+    end(&mut scene, 2);
+    assert!(scene.heard(1).contains(&HeadToNode::JobEnded(JOB)));
+}
+
+#[test]
 fn a_node_that_does_not_come_is_lost_and_what_no_node_has_starts() {
     let mut scene = second(2);
     comes(&mut scene, 1, Some(4));
