@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_types::{Incarnation, NodeHello, NodeId, PROTOCOL_VERSION, Span, Time};
+use cluster_types::{HeadToNode, Incarnation, NodeHello, NodeId, PROTOCOL_VERSION, Span, Time};
 
 use super::{Arrival, Stream, World};
 
@@ -154,7 +154,16 @@ impl World {
         self.processes.retain(|_, process| process.node != node);
         self.streams.forget(Stream::ToNode(node));
         self.drop_all_peers(node);
-        if let Some(incarnation) = host.incarnation {
+        // It may have been admitted, and not have heard of it.
+        let admitted = self.queue.values().find_map(|arrival| match arrival {
+            Arrival::AtNode {
+                node: to,
+                incarnation,
+                message: HeadToNode::Admitted { .. } | HeadToNode::Resumed { .. },
+            } if *to == node => Some(*incarnation),
+            _ => None,
+        });
+        if let Some(incarnation) = host.incarnation.or(admitted) {
             self.say(Stream::ToHead(node), Arrival::LinkClosed { node, incarnation });
         }
         Ok(())
